@@ -1,0 +1,212 @@
+"""What travels from the data workers to the model: ragged streams, aims, and the encoded view.
+
+Layout. The units of all examples of a stream lie end to end on one flat axis of ``N`` units;
+``length`` says how many belong to each of the ``E`` examples. Nothing is padded: linear layers and
+norms see real units only, and attention finds an example's units in every stream by its number.
+
+Batches are built from NumPy arrays in the workers (cheap to pickle) and become tensors on the
+training process by :meth:`Batch.to`.
+
+Shapes: E examples, N units of a stream, K scored slots of an objective, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crossloom.units import Array
+
+
+def _join(arrays: Sequence[Any]) -> Any:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _starts(length: Array) -> Array:
+    return np.cumsum(length) - length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """All units of one stream in one view."""
+
+    content: Mapping[str, Any]  #: by name, [N, ...], already substituted where swapped or hidden
+    whole: Mapping[str, Any]  #: by name, [E, ...]
+    position: Any  #: [N] int64
+    hidden: Any  #: [N] bool; the embedder shows its mask there, never the content
+    length: Any  #: [E] int64, units of each example
+    start: Any  #: [E] int64, flat index of each example's first unit
+    example: Any  #: [N] int64, the example each unit belongs to
+    longest: int  #: the largest length, known on the host
+
+    @classmethod
+    def build(
+        cls,
+        content: Mapping[str, Any],
+        whole: Mapping[str, Any],
+        position: Any,
+        hidden: Any,
+        length: Any,
+    ) -> Stream:
+        """A stream whose derived fields (``start``, ``example``, ``longest``) follow from lengths."""
+        return cls(
+            content=content,
+            whole=whole,
+            position=position,
+            hidden=hidden,
+            length=length,
+            start=_starts(length),
+            example=np.repeat(np.arange(len(length)), length),
+            longest=int(length.max(initial=0)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewBatch:
+    """The streams shown to one forward pass."""
+
+    streams: Mapping[str, Stream]
+    apart: bool = False  #: True: units read their own stream only, whatever the plan says
+    causal: tuple[str, ...] = ()  #: streams whose units read no later unit of their own stream
+
+    @property
+    def examples(self) -> int:
+        """Number of examples E (every stream has the same)."""
+        return len(next(iter(self.streams.values())).length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AimBatch:
+    """What one objective scores in one batch."""
+
+    index: Any  #: [K] int64: flat unit index of the objective's stream, or example number
+    value: Any  #: [K, ...] the target
+    weight: Any  #: [K] float32; 0 marks a blank slot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch, or several fused into one."""
+
+    views: Mapping[str, ViewBatch]
+    aims: Mapping[str, AimBatch]  #: every objective of the recipe, drawn or blank
+    counts: Mapping[str, float]  #: host numbers: summed weights by objective
+    keys: tuple[str, ...]  #: examples, as ``shard/key`` or ``shard/key#item``
+    units: int = 0  #: real units over all views, blanks left out
+    micro: tuple[int, ...] = ()  #: which micro-batches of the run these are
+    component: tuple[str, ...] = ()  #: the mixture component of each micro-batch
+    defects: tuple[tuple[str, str, str], ...] = field(default=())  #: (example, kind, message)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch as tensors on a device."""
+        move = torch.device(device)
+
+        def tensor(value: Any) -> Any:
+            if isinstance(value, np.ndarray):
+                value = torch.from_numpy(value)
+            return value.to(move, non_blocking=True) if isinstance(value, Tensor) else value
+
+        return _map(self, tensor)
+
+    def pin_memory(self) -> Batch:
+        """The batch as tensors in page-locked memory, so that copies to a GPU overlap with work."""
+
+        def pin(value: Any) -> Any:
+            if isinstance(value, np.ndarray):
+                value = torch.from_numpy(value)
+            return value.pin_memory() if isinstance(value, Tensor) else value
+
+        return _map(self, pin)
+
+
+def _map(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Apply ``leaf`` to every array in nested mappings and the dataclasses of this module."""
+    if isinstance(value, (Stream, ViewBatch, AimBatch, Batch)):
+        return replace(value, **{f.name: _map(getattr(value, f.name), leaf) for f in fields(value)})
+    if isinstance(value, Mapping):
+        return {k: _map(v, leaf) for k, v in value.items()}
+    return leaf(value)
+
+
+def fuse(batches: Sequence[Batch], of_units: Mapping[str, str]) -> Batch:
+    """Several NumPy batches as one: the same examples, side by side in one forward pass.
+
+    Args:
+        batches: micro-batches of the same recipe.
+        of_units: for objectives that score units, the stream whose flat axis their aims index, as
+            ``"view/stream"``; objectives that score examples have ``"view/"``.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    views: dict[str, ViewBatch] = {}
+    offsets: dict[str, list[int]] = {}
+    for name, first in batches[0].views.items():
+        parts = [b.views[name] for b in batches]
+        streams = {}
+        for stream in first.streams:
+            each = [p.streams[stream] for p in parts]
+            offsets[f"{name}/{stream}"] = _offsets([len(s.position) for s in each])
+            streams[stream] = Stream.build(
+                {k: _join([s.content[k] for s in each]) for k in each[0].content},
+                {k: _join([s.whole[k] for s in each]) for k in each[0].whole},
+                _join([s.position for s in each]),
+                _join([s.hidden for s in each]),
+                _join([s.length for s in each]),
+            )
+        offsets[f"{name}/"] = _offsets([p.examples for p in parts])
+        views[name] = replace(first, streams=streams)
+    aims = {}
+    for name in batches[0].aims:
+        each_aim = [b.aims[name] for b in batches]
+        shift = offsets[of_units[name]]
+        aims[name] = AimBatch(
+            index=_join([a.index + by for a, by in zip(each_aim, shift, strict=True)]),
+            value=_join([a.value for a in each_aim]),
+            weight=_join([a.weight for a in each_aim]),
+        )
+    return Batch(
+        views=views,
+        aims=aims,
+        counts={k: sum(b.counts[k] for b in batches) for k in batches[0].counts},
+        keys=sum((b.keys for b in batches), ()),
+        units=sum(b.units for b in batches),
+        micro=sum((b.micro for b in batches), ()),
+        component=sum((b.component for b in batches), ()),
+        defects=sum((b.defects for b in batches), ()),
+    )
+
+
+def _offsets(sizes: Sequence[int]) -> list[int]:
+    return [int(x) for x in np.cumsum([0, *sizes[:-1]])]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One view after the Transformer: final states by stream, and the embedders for tied heads."""
+
+    view: ViewBatch
+    states: Mapping[str, Tensor]  #: by stream, [N, D]
+    embedders: Mapping[str, nn.Module]
+
+    def at(self, stream: str, index: Tensor) -> Tensor:
+        """States ``[K, D]`` of chosen units."""
+        return self.states[stream].index_select(0, index)
+
+    def anchor(self, stream: str) -> Tensor:
+        """State ``[E, D]`` of each example's first unit; zero where an example has none."""
+        state, flat = self.states[stream], self.view.streams[stream]
+        if len(state) == 0:
+            return state.new_zeros(len(flat.length), state.shape[1])
+        first = state.index_select(0, flat.start.clamp(max=len(state) - 1))
+        return first * (flat.length > 0).unsqueeze(1).to(first.dtype)
+
+    def mean(self, stream: str) -> Tensor:
+        """Mean state ``[E, D]`` over each example's units; zero where an example has none."""
+        state, flat = self.states[stream], self.view.streams[stream]
+        total = state.new_zeros(len(flat.length), state.shape[1]).index_add(0, flat.example, state)
+        return total / flat.length.clamp(min=1).unsqueeze(1).to(total.dtype)

@@ -1,0 +1,1 @@
+"""Data pipelines: from shards on disk to batches, in an order that is arithmetic."""

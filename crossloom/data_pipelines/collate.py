@@ -1,0 +1,165 @@
+"""From decoded examples to a batch: views are shown, aims are taken, arrays laid end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from crossloom.batch import AimBatch, Batch, Stream, ViewBatch
+from crossloom.modalities.modality import Modality
+from crossloom.objectives.objective import Aim, Objective
+from crossloom.objectives.view import Shown, View, draw_fates
+from crossloom.units import Array, Fate, Units, keyed_rng
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One example, decoded and clean."""
+
+    key: str  #: ``shard/sample`` or ``shard/sample#item``: unique in its component
+    sample: str  #: ``shard/sample``: pairs of one sample are never mismatched with each other
+    epoch: int
+    units: Mapping[str, Units]
+    labels: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """An example as shown by a view: the clean side, and the arrays a corrupted view holds."""
+
+    shown: Shown
+    content: Mapping[str, Mapping[str, Array]]  #: by stream
+
+
+def exhibit(
+    example: Example,
+    view: View,
+    modalities: Mapping[str, Modality],
+    seed: int,
+    others: Sequence[Example],
+) -> Exhibit:
+    """Show one example: perhaps mismatch a stream, draw fates, substitute content.
+
+    A pure function of (seed, epoch, example key, view name) and of the micro-batch's examples,
+    which are themselves a function of (seed, micro-batch).
+    """
+    rng = keyed_rng(seed, example.epoch, example.key, view.name)
+    units = {s: example.units[s] for s in view.streams}
+    matched = True
+    if view.mismatch and rng.random() < view.mismatch_rate:
+        candidates = [o for o in others if o.sample != example.sample]
+        if candidates:
+            partner = candidates[int(rng.integers(len(candidates)))]
+            units[view.mismatch] = partner.units[view.mismatch]
+            matched = False
+    fate, content = {}, {}
+    for stream, these in units.items():
+        hide = view.hide.get(stream)
+        if hide is None:
+            fate[stream] = np.zeros(len(these), np.int8)
+            content[stream] = these.content
+        else:
+            fate[stream] = draw_fates(these, hide, rng)
+            content[stream] = modalities[stream].substitute(these, fate[stream], rng)
+    shown = Shown(
+        key=example.key, units=units, fate=fate, matched=matched, labels=example.labels
+    )
+    return Exhibit(shown, content)
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches for a recipe's objectives."""
+
+    modalities: Mapping[str, Modality]
+    objectives: Mapping[str, Objective]
+    seed: int
+
+    def of_units(self) -> dict[str, str]:
+        """What each objective's aim indexes, as :func:`crossloom.batch.fuse` wants it."""
+        return {n: f"{o.view.name}/{o.scored}" for n, o in self.objectives.items()}
+
+    def batch(
+        self, examples: Sequence[Example], drawn: Sequence[str], slots: int, others: bool = True
+    ) -> Batch:
+        """One micro-batch.
+
+        Args:
+            examples: decoded examples, perhaps fewer than planned (bad ones are left out).
+            drawn: the component's objectives; all others get a blank view and a blank aim.
+            slots: examples planned for, which fixes the slots of objectives that gather.
+            others: False keeps every stream matched (evaluation).
+        """
+        views: dict[str, ViewBatch] = {}
+        exhibits: dict[str, list[Exhibit]] = {}
+        real = 0
+        for name, objective in self.objectives.items():
+            view = objective.view
+            if name not in drawn or not examples or view.name in exhibits:
+                continue
+            pool = examples if others else ()
+            exhibits[view.name] = [
+                exhibit(e, view, self.modalities, self.seed, pool) for e in examples
+            ]
+            views[view.name] = self._view(view, exhibits[view.name])
+            real += sum(len(s.position) for s in views[view.name].streams.values())
+        aims, counts = {}, {}
+        for name, objective in self.objectives.items():
+            view = objective.view
+            if view.name not in views:
+                views[view.name] = self._blank_view(view)
+            active = name in drawn and view.name in exhibits
+            aims[name] = self._aim(objective, exhibits[view.name] if active else [], slots)
+            counts[name] = float(aims[name].weight.sum())
+        ordered = {o.view.name: views[o.view.name] for o in self.objectives.values()}
+        return Batch(
+            views=ordered,
+            aims=aims,
+            counts=counts,
+            keys=tuple(e.key for e in examples),
+            units=real,
+        )
+
+    def _view(self, view: View, exhibits: Sequence[Exhibit]) -> ViewBatch:
+        streams = {}
+        for stream in view.streams:
+            units = [e.shown.units[stream] for e in exhibits]
+            contents = [e.content[stream] for e in exhibits]
+            fates = np.concatenate([e.shown.fate[stream] for e in exhibits])
+            streams[stream] = Stream.build(
+                {k: np.concatenate([c[k] for c in contents]) for k in contents[0]},
+                {k: np.stack([u.whole[k] for u in units]) for k in units[0].whole},
+                np.concatenate([u.position for u in units]),
+                fates == Fate.HIDE,
+                np.array([len(u) for u in units], np.int64),
+            )
+        return ViewBatch(streams=streams, apart=view.apart, causal=view.causal)
+
+    def _blank_view(self, view: View) -> ViewBatch:
+        """One example of blank units: every module takes part in every step."""
+        units = {s: self.modalities[s].blank() for s in view.streams}
+        fate = {s: np.zeros(len(u), np.int8) for s, u in units.items()}
+        shown = Shown(key="", units=units, fate=fate, matched=True, labels={})
+        exhibit = Exhibit(shown, {s: u.content for s, u in units.items()})
+        return self._view(replace(view, hide={}), [exhibit])
+
+    def _aim(self, objective: Objective, exhibits: Sequence[Exhibit], slots: int) -> AimBatch:
+        index, value, begin = [], [], 0
+        for number, one in enumerate(exhibits):
+            aim: Aim = objective.aim(one.shown)
+            index.append(aim.index + (begin if objective.scored else number))
+            value.append(aim.value)
+            begin += len(one.shown.units[objective.scored]) if objective.scored else 0
+        count = sum(len(i) for i in index)
+        fixed = objective.slots(slots)
+        blanks = (fixed - count if fixed is not None else 0) or (1 if count == 0 else 0)
+        if blanks:
+            index.append(np.zeros(blanks, np.int64))
+            value.append(np.repeat(objective.blank(self.modalities), blanks, axis=0))
+        weight = np.concatenate([np.ones(count, np.float32), np.zeros(blanks, np.float32)])
+        return AimBatch(
+            index=np.concatenate(index).astype(np.int64), value=np.concatenate(value), weight=weight
+        )

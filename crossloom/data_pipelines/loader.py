@@ -1,0 +1,144 @@
+"""Loading: micro-batch n of the run is a pure function of n; workers only make some ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from crossloom.batch import Batch, fuse
+from crossloom.data_pipelines.collate import Collator, Example
+from crossloom.data_pipelines.mixture import Mixture
+from crossloom.data_pipelines.order import Order, Place
+from crossloom.data_pipelines.source import Defect, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A mixture component, ready to read."""
+
+    source: Source
+    order: Order
+    objectives: tuple[str, ...]
+
+
+class Stack:
+    """All micro-batches of a run: ``stack.micro(n)`` is the n-th."""
+
+    def __init__(
+        self, parts: Mapping[str, Part], mixture: Mixture, collator: Collator, examples: int
+    ) -> None:
+        self.parts, self.mixture, self.collator, self.examples = parts, mixture, collator, examples
+        self._streams = {
+            name: frozenset(
+                s for o in part.objectives for s in collator.objectives[o].view.streams
+            )
+            for name, part in parts.items()
+        }
+
+    def places(self, number: int) -> tuple[str, list[Place]]:
+        """Component and places of a micro-batch, without touching data."""
+        name, own = self.mixture.at(number)
+        return name, self.parts[name].order.micro(own, self.examples)
+
+    def keys(self, number: int) -> tuple[str, list[str]]:
+        """Component and example keys of a micro-batch, without touching data."""
+        name, places = self.places(number)
+        return name, [self.parts[name].source.key(p)[0] for p in places]
+
+    def micro(self, number: int) -> Batch:
+        """The micro-batch; bad samples are left out and listed."""
+        name, places = self.places(number)
+        part = self.parts[name]
+        good, bad = decode(part.source, places, self.collator, self._streams[name])
+        batch = self.collator.batch(good, part.objectives, self.examples)
+        return replace(batch, micro=(number,), component=(name,), defects=tuple(bad))
+
+
+def decode(
+    source: Source, places: Sequence[Place], collator: Collator, streams: frozenset[str]
+) -> tuple[list[Example], list[Defect]]:
+    """Examples at places: the good ones, and what is wrong with the others."""
+    good: list[Example] = []
+    bad: list[Defect] = []
+    for place in places:
+        one = source.example(place, collator.modalities, streams, collator.seed)
+        good.append(one) if isinstance(one, Example) else bad.append(one)
+    return good, bad
+
+
+class _Groups(Dataset[Batch]):
+    """Item i: the i-th group of micro-batches, fused into one batch."""
+
+    def __init__(self, stack: Any, groups: Sequence[Sequence[int]]) -> None:
+        self.stack, self.groups = stack, groups
+        self._of_units = stack.collator.of_units()
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, item: int) -> Batch:
+        return fuse([self.stack.micro(n) for n in self.groups[item]], self._of_units)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Which micro-batches of each step this process runs, and how they are grouped.
+
+    A step is ``micro`` micro-batches; process ``rank`` of ``world`` takes every ``world``-th, and
+    runs ``fused`` of them in one forward pass.
+    """
+
+    micro: int
+    rank: int = 0
+    world: int = 1
+    fused: int = 0  #: 0: all of its share at once
+
+    def __post_init__(self) -> None:
+        if self.micro % self.world:
+            raise ValueError(
+                f"micro: {self.micro} micro-batches a step cannot be shared by {self.world} "
+                f"processes; set micro to a multiple of {self.world}"
+            )
+        if self.fused and self.own % self.fused:
+            raise ValueError(f"fused: {self.fused} does not divide a process's share of {self.own}")
+
+    @property
+    def own(self) -> int:
+        """Micro-batches of this process in each step."""
+        return self.micro // self.world
+
+    def of_step(self, step: int) -> list[list[int]]:
+        """Groups of micro-batches of one step, each one forward pass."""
+        mine = range(step * self.micro + self.rank, (step + 1) * self.micro, self.world)
+        size = self.fused or self.own
+        return [list(mine[i : i + size]) for i in range(0, len(mine), size)]
+
+
+def load(
+    stack: Any, shares: Shares, steps: range, *, workers: int, pin: bool = False
+) -> Iterator[list[Batch]]:
+    """The batches of each step, in order, made by worker processes (in this one if 0)."""
+    groups = [g for step in steps for g in shares.of_step(step)]
+    loader: DataLoader[Batch] = DataLoader(
+        _Groups(stack, groups),
+        batch_size=None,
+        shuffle=False,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=pin,
+        worker_init_fn=_quiet if workers else None,
+        generator=torch.Generator().manual_seed(0),
+    )
+    batches = iter(loader)
+    passes = len(shares.of_step(0))
+    for _ in steps:
+        yield [next(batches) for _ in range(passes)]
+
+
+def _quiet(worker: int) -> None:
+    """One thread a worker: they are many, and their arrays are small."""
+    torch.set_num_threads(1)

@@ -1,0 +1,238 @@
+"""Readers: what of a sample is looked at on one visit.
+
+A sample may list several texts, questions or pairs. A reader says what counts as an example
+(``items``), and makes of the sample's members what the modalities read: it sets ``"text"`` to the
+passages chosen and says what is known of the example (``labels``). Randomness comes keyed on the
+example, so a visit in a given epoch always chooses alike.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from crossloom.data_pipelines.shards import Entry
+from crossloom.units import BadSample, Passage, Sample
+
+Labels = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader(ABC):
+    """How a component reads its samples. Subclasses set ``kind``, the name in recipes."""
+
+    kind: ClassVar[str]
+
+    def items(self, entry: Entry) -> int:
+        """How many examples a sample counts as."""
+        return 1
+
+    @abstractmethod
+    def read(
+        self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
+    ) -> tuple[Sample, Labels]:
+        """The sample as modalities see it, and its labels.
+
+        Raises:
+            BadSample: what the reader needs is missing.
+        """
+
+
+def sample_json(members: Mapping[str, bytes]) -> dict[str, Any]:
+    """The parsed ``json`` member.
+
+    Raises:
+        BadSample: missing, not UTF-8, not JSON, or not an object.
+    """
+    if "json" not in members:
+        raise BadSample("missing member", f"no json; it has {', '.join(sorted(members))}")
+    try:
+        content = json.loads(members["json"].decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadSample("not UTF-8", f"json: {error}") from None
+    except ValueError as error:
+        raise BadSample("undecodable", f"json: {error}") from None
+    if not isinstance(content, dict):
+        raise BadSample("undecodable", "json: not an object")
+    return content
+
+
+def _field(content: Mapping[str, Any], name: str) -> Any:
+    if not content.get(name):
+        raise BadSample("missing field", f"json has no {name!r}; it has {', '.join(content)}")
+    return content[name]
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise BadSample("empty text", f"json {name!r} holds {value!r}")
+    return value
+
+
+def _choose(texts: Mapping[str, Any], wanted: tuple[str, ...], name: str) -> list[str]:
+    """Languages on hand, in the order wanted (or stored)."""
+    found = [x for x in (wanted or texts) if texts.get(x)]
+    if not found:
+        raise BadSample(
+            "missing language", f"json {name!r} has {', '.join(texts)}, not {', '.join(wanted)}"
+        )
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(Reader):
+    """The members as they are; nothing is chosen, nothing is known."""
+
+    kind: ClassVar[str] = "plain"
+
+    def read(
+        self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
+    ) -> tuple[Sample, Labels]:
+        """The members; ``txt``, where there is one, is the text."""
+        sample: dict[str, Any] = dict(members)
+        if "txt" in members:
+            sample["text"] = members["txt"]
+        return sample, {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts(Reader):
+    """One of the sample's texts, in one language (captions, sentences).
+
+    A language is drawn among those present, then one of its texts. ``all_texts`` makes every text
+    of the languages an example of its own instead (evaluation).
+    """
+
+    kind: ClassVar[str] = "texts"
+    languages: tuple[str, ...] = ()
+    """Languages to draw from; empty for all."""
+    weights: Mapping[str, float] | None = None
+    """Relative weight of each language; equal when None."""
+    all_texts: bool = False
+
+    def items(self, entry: Entry) -> int:
+        """One, or as many as there are texts."""
+        if not self.all_texts:
+            return 1
+        return sum(
+            n
+            for k, n in entry.items.items()
+            if k.startswith("texts.") and (not self.languages or k[6:] in self.languages)
+        )
+
+    def read(
+        self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
+    ) -> tuple[Sample, Labels]:
+        """``text`` is one passage; label ``language``."""
+        texts = _field(sample_json(members), "texts")
+        found = _choose(texts, self.languages, "texts")
+        if self.all_texts:
+            ordered = texts if not self.languages else {x: texts[x] for x in texts if x in found}
+            flat = [(x, t) for x in ordered for t in ordered[x]]
+            language, text = flat[item]
+        else:
+            share = None
+            if self.weights:
+                share = np.array([self.weights.get(x, 0.0) for x in found])
+                share = share / share.sum() if share.sum() > 0 else None
+            language = found[int(rng.choice(len(found), p=share))]
+            text = texts[language][int(rng.integers(len(texts[language])))]
+        passage = Passage(language, _text(text, f"texts.{language}"))
+        return {**members, "text": (passage,)}, {"language": language}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel(Reader):
+    """The same text in two languages, in random order (TLM, translation pairs)."""
+
+    kind: ClassVar[str] = "parallel"
+    languages: tuple[str, ...] = ()
+
+    def read(
+        self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
+    ) -> tuple[Sample, Labels]:
+        """``text`` is two passages."""
+        texts = _field(sample_json(members), "texts")
+        found = _choose(texts, self.languages, "texts")
+        if len(found) < 2:
+            raise BadSample("missing language", f"only {found[0]} of a parallel text is there")
+        first, second = (found[i] for i in rng.choice(len(found), 2, replace=False))
+        number = int(rng.integers(min(len(texts[first]), len(texts[second]))))
+        passages = tuple(Passage(x, _text(texts[x][number], f"texts.{x}")) for x in (first, second))
+        return {**members, "text": passages}, {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions(Reader):
+    """Each question on the sample is an example; a language is drawn when several are given."""
+
+    kind: ClassVar[str] = "questions"
+    languages: tuple[str, ...] = ()
+
+    def items(self, entry: Entry) -> int:
+        """The number of questions."""
+        return entry.items.get("questions", 0)
+
+    def read(
+        self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
+    ) -> tuple[Sample, Labels]:
+        """``text`` is the question; labels ``answers`` (scores by answer), ``kind``, ``id``."""
+        question = _field(sample_json(members), "questions")[item]
+        found = _choose(_field(question, "text"), self.languages, "questions.text")
+        language = found[int(rng.integers(len(found)))]
+        passage = Passage(language, _text(question["text"][language], "questions.text"))
+        labels = {
+            "answers": _field(question, "answers"),
+            "kind": question.get("kind", ""),
+            "language": language,
+            "text": passage.text,
+        }
+        return {**members, "text": (passage,)}, labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Reader):
+    """Each premise with its hypothesis is an example; both in one language, drawn if several."""
+
+    kind: ClassVar[str] = "pairs"
+    languages: tuple[str, ...] = ()
+    all_languages: bool = False
+    """Every language of a pair is an example of its own (evaluation); ``languages`` must be set."""
+
+    def __post_init__(self) -> None:
+        if self.all_languages and not self.languages:
+            raise ValueError("pairs: all_languages needs the languages to be listed")
+
+    def items(self, entry: Entry) -> int:
+        """The number of pairs (times languages)."""
+        return entry.items.get("pairs", 0) * (len(self.languages) if self.all_languages else 1)
+
+    def read(
+        self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
+    ) -> tuple[Sample, Labels]:
+        """``text`` is premise and hypothesis; labels ``label`` and ``language``."""
+        pairs = _field(sample_json(members), "pairs")
+        if self.all_languages:
+            item, number = divmod(item, len(self.languages))
+            found = [self.languages[number]]
+            if found[0] not in pairs[item]["premise"]:
+                raise BadSample("missing language", f"pair {item} is not given in {found[0]}")
+        else:
+            found = _choose(_field(pairs[item], "premise"), self.languages, "pairs.premise")
+        language = found[int(rng.integers(len(found)))]
+        passages = tuple(
+            Passage(language, _text(_field(pairs[item], side).get(language), f"pairs.{side}"))
+            for side in ("premise", "hypothesis")
+        )
+        labels = {"label": _field(pairs[item], "label"), "language": language}
+        return {**members, "text": passages}, labels
+
+
+READERS: Mapping[str, type[Reader]] = {
+    r.kind: r for r in (Plain, Texts, Parallel, Questions, Pairs)
+}

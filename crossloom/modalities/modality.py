@@ -1,0 +1,89 @@
+"""The contract of a modality.
+
+A modality is one frozen dataclass. It is its own configuration (what the recipe's YAML shows), it
+pickles into the data workers, and it makes the module that embeds its units. It knows nothing of
+objectives, models or training; any objective works with any modality that declares the target.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from crossloom.batch import Stream
+from crossloom.units import Array, Sample, Units
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Something a hidden unit can be asked for.
+
+    Forms: ``index`` (int64 ``[N]``, a class in ``0..dim-1``, negative where there is none),
+    ``distribution`` (float ``[N, dim]``, non-negative, summing to one), ``vector``
+    (float ``[N, dim]``).
+    """
+
+    dim: int
+    form: Literal["index", "distribution", "vector"]
+
+
+class Embedder(nn.Module, ABC):
+    """Turns the units of a stream into vectors."""
+
+    @abstractmethod
+    def forward(self, stream: Stream) -> Tensor:
+        """Vectors ``[N, width]``. Where ``stream.hidden``, the content must not be used."""
+
+    def tied(self, target: str) -> Tensor | None:
+        """A weight ``[dim, width]`` that a head may share for a target, or None (the default)."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modality(ABC):
+    """Turns shard members into units. Subclasses set ``kind``, the name in recipes."""
+
+    kind: ClassVar[str]
+    field: str
+    """The member of a sample that is read, e.g. ``"text"``, ``"regions.npz"``, ``"flac"``."""
+
+    @abstractmethod
+    def decode(self, sample: Sample, rng: np.random.Generator) -> Units:
+        """The clean units of one sample; ``rng`` is for augmentation and depends on the example.
+
+        Raises:
+            BadSample: the member is missing or cannot be used; the sample is counted and skipped.
+        """
+
+    @abstractmethod
+    def blank(self) -> Units:
+        """One unit of nothing, shaped like any other: keeps every parameter in every step."""
+
+    @abstractmethod
+    def longest(self) -> int:
+        """The most units that ``decode`` can return."""
+
+    @abstractmethod
+    def embedder(self, width: int) -> Embedder:
+        """A fresh module that embeds this modality's units; ``width`` is the model's."""
+
+    def predictable(self) -> Mapping[str, Target]:
+        """The targets on offer, by name; they are keys of ``Units.targets``."""
+        return {}
+
+    def substitute(self, units: Units, fate: Array, rng: np.random.Generator) -> Mapping[str, Array]:
+        """The content a corrupted view shows, given each unit's :class:`~crossloom.units.Fate`.
+
+        Discrete modalities return new ids for hidden and swapped units (copies, never the input).
+        Continuous ones return the content unchanged: their embedder covers ``stream.hidden``.
+        """
+        return units.content
+
+    def identity(self) -> str:
+        """What must agree between a saved run and its reuse (a vocabulary's hash), or ``""``."""
+        return ""

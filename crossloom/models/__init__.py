@@ -1,0 +1,1 @@
+"""Models: one Transformer whose layers are a plan over named streams."""

@@ -1,0 +1,239 @@
+"""Attention between ragged streams: one function, whatever the plan asks for.
+
+Queries are the units of one or more streams laid end to end, keys those of the streams they read.
+A :class:`Together` says where each example's units of several streams lie; it is made once per view.
+Two back ends give the same numbers: a padded masked one (any device), and variable-length kernels
+(``torch.nn.attention.varlen``, CUDA with bf16 or fp16) when nothing is masked inside an example.
+
+Legend: E examples, N units laid flat, L longest example, H heads, C width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossloom.batch import Stream, ViewBatch
+
+
+@dataclass(frozen=True)
+class Together:
+    """The units of several streams, example by example.
+
+    Units lie flat, stream after stream; ``pad`` finds them as a rectangle of examples.
+    """
+
+    length: Tensor  #: [E] int64, units of each example over the streams
+    longest: int  #: L
+    pad: Tensor  #: [E * L] flat index of each place (of unit 0 where there is none)
+    valid: Tensor  #: [E, L] bool
+    back: Tensor  #: [N] place of each flat unit in the rectangle
+    full: bool  #: every example fills its row (known on the host)
+
+    @cached_property
+    def ordered(self) -> Tensor:
+        """[N] flat index of the units in example order: what variable-length kernels want."""
+        return self.back.argsort()
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """[E + 1] int32 cumulative lengths."""
+        return F.pad(self.length.cumsum(0), (1, 0)).to(torch.int32)
+
+
+def together(streams: Mapping[str, Stream], names: tuple[str, ...]) -> Together:
+    """Where each example's units of the named streams lie."""
+    parts = [streams[n] for n in names]
+    longest = sum(p.longest for p in parts)
+    flat_before, place_before = 0, torch.zeros_like(parts[0].length)
+    back = []
+    for part in parts:
+        unit = torch.arange(len(part.position), device=part.position.device)
+        column = unit - part.start[part.example] + place_before[part.example]
+        back.append(part.example * longest + column)
+        place_before = place_before + part.length
+        flat_before += len(unit)
+    places = torch.cat(back)
+    examples = len(parts[0].length)
+    pad = places.new_zeros(examples * longest).scatter(
+        0, places, torch.arange(flat_before, device=places.device)
+    )
+    column = torch.arange(longest, device=places.device)
+    return Together(
+        length=place_before,
+        longest=longest,
+        pad=pad,
+        valid=column < place_before[:, None],
+        back=places,
+        full=flat_before == examples * longest,
+    )
+
+
+class _Move(torch.autograd.Function):
+    """``x[index]`` whose backward is a gather too: quick and deterministic.
+
+    ``index`` places rows, ``reverse`` finds for each row of ``x`` its one true place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, reverse: Tensor, keep: Tensor | None) -> Tensor:
+        ctx.save_for_backward(reverse, *([] if keep is None else [keep]))
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        reverse, *keep = ctx.saved_tensors
+        out = gradient.index_select(0, reverse)
+        if keep:
+            out = out * keep[0].to(out.dtype)
+        return out, None, None, None
+
+
+def to_rectangle(x: Tensor, where: Together) -> Tensor:
+    """``[N, …]`` laid flat to ``[E, L, …]``; places without a unit hold an arbitrary row."""
+    out = _Move.apply(x, where.pad, where.back, None)  # type: ignore[no-untyped-call]
+    return out.view(-1, where.longest, *x.shape[1:])  # type: ignore[no-any-return]
+
+
+def to_flat(x: Tensor, where: Together) -> Tensor:
+    """``[E, L, …]`` back to ``[N, …]``."""
+    flat = x.reshape(-1, *x.shape[2:])
+    keep = where.valid.reshape(-1, *[1] * (flat.dim() - 1))
+    out: Tensor = _Move.apply(flat, where.back, where.pad, keep)  # type: ignore[no-untyped-call]
+    return out
+
+
+class Layout:
+    """Everything attention needs to know of one view; parts are made when first asked for."""
+
+    def __init__(self, view: ViewBatch) -> None:
+        self.view = view
+        self._together: dict[tuple[str, ...], Together] = {}
+        self._mask: dict[tuple[Any, ...], Tensor | None] = {}
+
+    def present(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the streams that the view shows."""
+        return tuple(n for n in names if n in self.view.streams)
+
+    def readable(self, reader: str, names: tuple[str, ...]) -> tuple[str, ...]:
+        """What a stream may read in this view."""
+        names = self.present(names)
+        return tuple(n for n in names if n == reader) if self.view.apart else names
+
+    def together(self, names: tuple[str, ...]) -> Together:
+        """Where the units of these streams lie."""
+        if names not in self._together:
+            self._together[names] = together(self.view.streams, names)
+        return self._together[names]
+
+    def mask(
+        self, queries: tuple[str, ...], keys: tuple[str, ...], causal: tuple[str, ...]
+    ) -> Tensor | None:
+        """What may be read: bool, broadcastable to ``[E, 1, Lq, Lk]``; None when all of it."""
+        signature = (queries, keys, causal)
+        if signature not in self._mask:
+            self._mask[signature] = self._make_mask(*signature)
+        return self._mask[signature]
+
+    def _make_mask(
+        self, queries: tuple[str, ...], keys: tuple[str, ...], causal: tuple[str, ...]
+    ) -> Tensor | None:
+        k = self.together(keys)
+        mask = None if k.full else k.valid[:, None, None, :]
+        if not causal:
+            return mask
+        q = self.together(queries)
+        later = self._later(queries, keys, causal)
+        allowed = ~later.view(len(q.length), 1, q.longest, k.longest)
+        return allowed if mask is None else allowed & mask
+
+    def _later(
+        self, queries: tuple[str, ...], keys: tuple[str, ...], causal: tuple[str, ...]
+    ) -> Tensor:
+        """Pairs of places of one causal stream whose key comes after the query, [E, Lq, Lk]."""
+        sides = []
+        for names in (queries, keys):
+            where = self.together(names)
+            which = torch.cat(
+                [
+                    torch.full_like(
+                        self.view.streams[n].position, causal.index(n) if n in causal else -1
+                    )
+                    for n in names
+                ]
+            )
+            order = torch.cat(
+                [
+                    torch.arange(len(s.position), device=s.position.device) - s.start[s.example]
+                    for s in (self.view.streams[n] for n in names)
+                ]
+            )
+            sides.append([x[where.pad].view(-1, where.longest) for x in (which, order)])
+        (q_which, q_order), (k_which, k_order) = sides
+        same = (q_which[:, :, None] == k_which[:, None, :]) & (q_which[:, :, None] >= 0)
+        return same & (k_order[:, None, :] > q_order[:, :, None])
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    queries: tuple[str, ...],
+    keys: tuple[str, ...],
+    causal: tuple[str, ...] = (),
+    dropout: float = 0.0,
+) -> Tensor:
+    """Scaled dot-product attention inside each example.
+
+    Args:
+        q: ``[Nq, H, C]``, units of ``queries`` end to end.
+        k, v: ``[Nk, H, C]``, units of ``keys`` end to end.
+        layout: of the view.
+        queries, keys: stream names, in the order in which units are laid.
+        causal: streams whose units read no later unit of their own stream.
+        dropout: of attention weights.
+
+    Returns:
+        ``[Nq, H, C]``; zero for units that have nothing to read.
+    """
+    causal = tuple(c for c in causal if c in queries and c in keys)
+    to, of = layout.together(queries), layout.together(keys)
+    if q.is_cuda and not causal and q.dtype in (torch.bfloat16, torch.float16) and not dropout:
+        return _varlen(q, k, v, to, of)
+    mask = layout.mask(queries, keys, causal)
+    out = F.scaled_dot_product_attention(
+        to_rectangle(q, to).transpose(1, 2),
+        to_rectangle(k, of).transpose(1, 2),
+        to_rectangle(v, of).transpose(1, 2),
+        attn_mask=mask,
+        dropout_p=dropout,
+    )
+    out = to_flat(out.transpose(1, 2), to)
+    if queries == keys or set(queries) <= set(keys):
+        return out  # every unit reads at least itself
+    empty = (of.length == 0)[torch.cat([layout.view.streams[n].example for n in queries])]
+    return out.masked_fill(empty[:, None, None], 0)
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, to: Together, of: Together) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    out = varlen_attn(
+        q.index_select(0, to.ordered),
+        k.index_select(0, of.ordered),
+        v.index_select(0, of.ordered),
+        to.bounds,
+        of.bounds,
+        to.longest,
+        of.longest,
+    )
+    rows = torch.empty_like(to.ordered)
+    rows[to.ordered] = torch.arange(len(rows), device=rows.device)
+    return out.index_select(0, rows)

@@ -1,0 +1,102 @@
+"""The model: embedders, the Transformer, heads. The one module that is trained and wrapped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from crossloom.batch import Batch, Encoded, ViewBatch
+from crossloom.modalities.modality import Modality
+from crossloom.models.fusion import Fusion
+from crossloom.models.plan import Plan
+from crossloom.objectives.objective import Objective
+from crossloom.objectives.reconstruct import ReconstructHead
+
+
+class CrossloomModel(nn.Module):
+    """Embed, fuse, score. ``forward`` is the only method called on a wrapped model."""
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality],
+        plan: Plan,
+        objectives: Mapping[str, Objective],
+    ) -> None:
+        """Build all parts with fresh weights.
+
+        Raises:
+            ValueError: an objective asks for streams or targets that do not exist, two different
+                views share a name, or the plan and the modalities name different streams.
+        """
+        super().__init__()
+        if set(modalities) != set(plan.widths):
+            raise ValueError(
+                f"modalities are {', '.join(modalities)}; the plan's streams {', '.join(plan.widths)}"
+            )
+        self.views = {o: objective.view for o, objective in objectives.items()}
+        seen = {}
+        for name, objective in objectives.items():
+            try:
+                objective.check(modalities)
+            except ValueError as error:
+                raise ValueError(f"objectives.{name}: {error}") from None
+            view = objective.view
+            if seen.setdefault(view.name, view) != view:
+                raise ValueError(
+                    f"objectives.{name}: another view is called {view.name!r} too; rename one"
+                )
+        widths = dict(plan.widths)
+        self.embed = nn.ModuleDict({s: m.embedder(widths[s]) for s, m in modalities.items()})
+        self.fusion = Fusion(plan)
+        self.heads = nn.ModuleDict({o: x.head(modalities, widths) for o, x in objectives.items()})
+        for head in self.heads.values():
+            if isinstance(head, ReconstructHead) and head.tied:
+                if self.embed[head.stream].tied(head.name) is None:  # type: ignore[operator]
+                    head.untie()
+        _initialise(self)
+
+    def encode(self, view: ViewBatch) -> Encoded:
+        """One view through embedders and Transformer."""
+        states = {name: self.embed[name](stream) for name, stream in view.streams.items()}
+        return Encoded(view, self.fusion(states, view), dict(self.embed.items()))
+
+    def forward(
+        self, batch: Batch, predict: tuple[str, ...] = ()
+    ) -> dict[str, dict[str, Tensor]] | dict[str, Tensor]:
+        """Training: weighted sums by objective and meter. With ``predict``: predictions by head.
+
+        Args:
+            batch: tensors on the model's device.
+            predict: objectives whose per-example predictions are wanted instead of losses.
+        """
+        encoded: dict[str, Encoded] = {}
+        wanted = predict or tuple(self.heads)
+        for name in wanted:
+            view = self.views[name].name
+            if view not in encoded:
+                encoded[view] = self.encode(batch.views[view])
+        if predict:
+            return {
+                name: self.heads[name].predict(encoded[self.views[name].name])  # type: ignore[operator]
+                for name in predict
+            }
+        return {
+            name: head(encoded[self.views[name].name], batch.aims[name])
+            for name, head in self.heads.items()
+        }
+
+
+def _initialise(module: nn.Module) -> None:
+    """BERT's initial weights: normal with deviation 0.02, biases zero.
+
+    Modules with a true attribute ``keeps_weights`` (towers of other libraries) are left alone.
+    """
+    if getattr(module, "keeps_weights", False):
+        return
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+    for child in module.children():
+        _initialise(child)

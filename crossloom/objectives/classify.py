@@ -1,0 +1,85 @@
+"""Choosing among named classes: the head of VQA and of natural language inference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossloom.batch import AimBatch, Encoded
+from crossloom.modalities.modality import Modality
+from crossloom.objectives.objective import Aim, Head, Objective, example_aim
+from crossloom.objectives.pool import Pool, Pooler
+from crossloom.objectives.view import Shown
+from crossloom.units import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify(Objective):
+    """Predict a label that the reader provides: a class name, or scores in 0..1 by class name.
+
+    ``softmax`` is cross entropy against the scores as given; ``sigmoid`` is binary cross entropy
+    summed over classes (VQA with soft scores, Anderson et al. 2018). Examples whose label names no
+    known class have no slot under ``softmax`` and all-zero scores under ``sigmoid``.
+    """
+
+    kind: ClassVar[str] = "classify"
+    label: str
+    classes: tuple[str, ...]
+    form: Literal["softmax", "sigmoid"] = "softmax"
+    pooled: tuple[str, ...] = ("text",)
+    pool: Pool = "first"
+    combine: Literal["product", "sum"] = "product"
+
+    def aim(self, shown: Shown) -> Aim:
+        """One slot with a score for each class, ``[1, C]`` float32."""
+        given = shown.labels[self.label]
+        scores = np.zeros(len(self.classes), np.float32)
+        for name, score in ({given: 1.0} if isinstance(given, str) else given).items():
+            if name in self.classes:
+                scores[self.classes.index(name)] = score
+        if self.form == "softmax" and scores.sum() == 0:
+            return Aim(np.zeros(0, np.int64), np.zeros((0, len(self.classes)), np.float32))
+        return example_aim(scores)
+
+    def blank(self, modalities: Mapping[str, Modality]) -> Array:
+        """No score for any class."""
+        return np.zeros((1, len(self.classes)), np.float32)
+
+    def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
+        """Pooler, hidden layer of twice the width, logits (LXMERT, UNITER)."""
+        pooler = Pooler(self.pooled, dict(widths), self.pool, self.combine)
+        return ClassifyHead(pooler, len(self.classes), self.form)
+
+
+class ClassifyHead(Head):
+    """Logits for each class from pooled streams."""
+
+    def __init__(self, pooler: Pooler, classes: int, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.pooler = pooler
+        width = pooler.width
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.LayerNorm(2 * width), nn.Linear(2 * width, classes)
+        )
+
+    def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
+        """Loss, and ``correct``: the score of the most likely class."""
+        logits = self.mlp(self.pooler(encoded)).float().index_select(0, aim.index)
+        if self.form == "softmax":
+            each = F.cross_entropy(logits, aim.value, reduction="none")
+        else:
+            each = F.binary_cross_entropy_with_logits(logits, aim.value, reduction="none").sum(1)
+        best = logits.detach().argmax(1, keepdim=True)
+        correct = (aim.value.gather(1, best).squeeze(1) * aim.weight).sum()
+        return {"loss": (each * aim.weight).sum(), "correct": correct}
+
+    def predict(self, encoded: Encoded) -> Tensor:
+        """Logits ``[E, C]``."""
+        logits: Tensor = self.mlp(self.pooler(encoded)).float()
+        return logits

@@ -1,0 +1,101 @@
+"""Published objectives by their names: one line each over the families."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from crossloom.objectives.contrast import Contrast
+from crossloom.objectives.match import Match
+from crossloom.objectives.reconstruct import Reconstruct
+from crossloom.objectives.view import Hide, View
+
+#: BERT: 15 % of the units, of which 80 % are hidden, 10 % swapped, 10 % left.
+BERT = Hide(rate=0.15, show=0.1, swap=0.1)
+#: UNITER: 15 % of the regions, all of them hidden.
+REGIONS = Hide(rate=0.15, show=0.0, swap=0.0, by="group")
+
+
+def mlm(
+    streams: tuple[str, ...] = ("text", "image"),
+    *,
+    stream: str = "text",
+    hide: Hide = BERT,
+    name: str = "mlm",
+) -> Reconstruct:
+    """Masked language modelling (BERT); with other streams shown, UNITER's conditional form."""
+    return Reconstruct(
+        view=View(name=name, streams=streams, hide={stream: hide}), stream=stream, target="token"
+    )
+
+
+def mmlm(stream: str = "text", *, hide: Hide = BERT) -> Reconstruct:
+    """Multilingual MLM on text alone (mBERT, XLM-R): MLM over many languages."""
+    return mlm((stream,), stream=stream, hide=hide, name="mmlm")
+
+
+def tlm(stream: str = "text", *, hide: Hide = BERT) -> Reconstruct:
+    """Translation language modelling (XLM, section 3.4): MLM over two joined translations."""
+    return mlm((stream,), stream=stream, hide=hide, name="tlm")
+
+
+def whole_word(objective: Reconstruct) -> Reconstruct:
+    """The same with whole words hidden together (BERT's whole-word masking)."""
+    hide = {**objective.view.hide}
+    hide[objective.stream] = replace(hide[objective.stream], by="group")
+    view = replace(objective.view, name=f"{objective.view.name}-words", hide=hide)
+    return replace(objective, view=view)
+
+
+def mrc(
+    streams: tuple[str, ...] = ("text", "image"), *, stream: str = "image", hide: Hide = REGIONS
+) -> Reconstruct:
+    """Masked region classification against the detector's best class (UNITER, section 3.2)."""
+    view = View(name="mrm", streams=streams, hide={stream: hide})
+    return Reconstruct(view=view, stream=stream, target="class")
+
+
+def mrc_kl(
+    streams: tuple[str, ...] = ("text", "image"), *, stream: str = "image", hide: Hide = REGIONS
+) -> Reconstruct:
+    """Masked region classification against the detector's distribution (ViLBERT, UNITER)."""
+    return replace(mrc(streams, stream=stream, hide=hide), target="classes")
+
+
+def mrfr(
+    streams: tuple[str, ...] = ("text", "image"), *, stream: str = "image", hide: Hide = REGIONS
+) -> Reconstruct:
+    """Masked region feature regression, weights tied to the embedding (UNITER, section 3.2)."""
+    return replace(mrc(streams, stream=stream, hide=hide), target="feature")
+
+
+def masked_speech(
+    streams: tuple[str, ...] = ("speech",), *, stream: str = "speech", rate: float = 0.15
+) -> Reconstruct:
+    """Masked speech: runs of windows hidden, their log-mel frames regressed (Mockingjay)."""
+    hide = Hide(rate=rate, show=0.1, swap=0.0, by="group")
+    view = View(name="speech", streams=streams, hide={stream: hide})
+    return Reconstruct(view=view, stream=stream, target="mel", loss="smooth_l1")
+
+
+def itm(
+    streams: tuple[str, ...] = ("text", "image"),
+    *,
+    mismatch: str = "image",
+    pooled: tuple[str, ...] = ("text",),
+) -> Match:
+    """Image-text matching, half of the pairs mismatched (UNITER, section 3.2)."""
+    return Match(view=View(name="itm", streams=streams, mismatch=mismatch), pooled=pooled)
+
+
+def itc(
+    pair: tuple[str, str] = ("text", "image"),
+    *,
+    form: Literal["softmax", "sigmoid"] = "softmax",
+    dim: int = 256,
+    pool: Literal["first", "mean"] = "first",
+) -> Contrast:
+    """Image-text contrast: CLIP's softmax form, or SigLIP's sigmoid form."""
+    view = View(name="itc", streams=pair, apart=True)
+    temperature = 0.07 if form == "softmax" else 0.1
+    return Contrast(view=view, pair=pair, form=form, dim=dim, pool=pool, temperature=temperature)

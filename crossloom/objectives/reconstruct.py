@@ -1,0 +1,195 @@
+"""Predicting hidden units: MLM, MMLM, TLM, MRC, MRC-KL, MRFR, masked patches and speech.
+
+One family: the modality declares the target and its form, the view says what is hidden, and the
+form (or ``loss``) says how it is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from crossloom.batch import AimBatch, Encoded
+from crossloom.modalities.modality import Modality, Target
+from crossloom.objectives.objective import Aim, Head, Objective
+from crossloom.objectives.view import Shown
+from crossloom.units import Array, Fate
+
+Loss = Literal["auto", "cross_entropy", "kl", "mse", "smooth_l1"]
+_DEFAULT: dict[str, Loss] = {"index": "cross_entropy", "distribution": "kl", "vector": "mse"}
+#: Logits held at once, elements; beyond it they are made a chunk at a time and again in backward.
+LOGITS_AT_ONCE = 2**25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct(Objective):
+    """Predict ``target`` of the selected units of ``stream``.
+
+    Losses, summed over slots: ``cross_entropy`` (index), ``kl`` (target ‖ prediction, summed over
+    classes, as in ViLBERT), ``mse`` and ``smooth_l1`` (mean over the vector's elements, as in
+    UNITER).
+    """
+
+    kind: ClassVar[str] = "reconstruct"
+    stream: str
+    target: str
+    loss: Loss = "auto"
+    tied: bool = True
+    """Share the decoder's matrix with the embedder where it offers one."""
+    matched_only: bool = True
+    """Skip examples whose streams do not belong together."""
+
+    @property
+    def scored(self) -> str:
+        """The stream."""
+        return self.stream
+
+    def aim(self, shown: Shown) -> Aim:
+        """The selected units that have the target."""
+        values = shown.units[self.stream].targets[self.target]
+        selected = shown.fate[self.stream] != Fate.KEEP
+        if self.matched_only and not shown.matched:
+            selected = np.zeros_like(selected)
+        if values.ndim == 1:
+            selected = selected & (values >= 0)
+        index = np.flatnonzero(selected)
+        return Aim(index, values[index])
+
+    def blank(self, modalities: Mapping[str, Modality]) -> Array:
+        """Class 0, or a vector of zeros."""
+        target = modalities[self.stream].predictable()[self.target]
+        if target.form == "index":
+            return np.zeros(1, np.int64)
+        return np.zeros((1, target.dim), np.float32)
+
+    def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
+        """Linear, GELU, norm, decoder (BERT)."""
+        target = modalities[self.stream].predictable()[self.target]
+        loss = _DEFAULT[target.form] if self.loss == "auto" else self.loss
+        return ReconstructHead(
+            stream=self.stream,
+            name=self.target,
+            target=target,
+            loss=loss,
+            width=widths[self.stream],
+            tied=self.tied,
+        )
+
+    def check(self, modalities: Mapping[str, Modality]) -> None:
+        """The stream must be in the view, be hidden there, and offer the target in a fitting form."""
+        super().check(modalities)
+        if self.stream not in self.view.hide:
+            raise ValueError(
+                f"view {self.view.name!r} hides nothing of {self.stream!r}; "
+                f"add view.hide.{self.stream}"
+            )
+        offer = modalities[self.stream].predictable()
+        if self.target not in offer:
+            raise ValueError(
+                f"stream {self.stream!r} offers no target {self.target!r}; "
+                f"it offers {', '.join(offer) or 'none'}"
+            )
+        form = offer[self.target].form
+        fits = {
+            "index": {"cross_entropy"},
+            "distribution": {"kl"},
+            "vector": {"mse", "smooth_l1"},
+        }[form]
+        if self.loss != "auto" and self.loss not in fits:
+            raise ValueError(
+                f"loss {self.loss!r} does not fit target {self.target!r}, which is "
+                f"a {form}; use {' or '.join(sorted(fits))}"
+            )
+
+
+class ReconstructHead(Head):
+    """The transform and decoder of BERT's MLM head, for any target."""
+
+    def __init__(
+        self, *, stream: str, name: str, target: Target, loss: Loss, width: int, tied: bool
+    ) -> None:
+        super().__init__()
+        self.stream, self.name, self.loss, self.tied = stream, name, loss, tied
+        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.bias = nn.Parameter(torch.zeros(target.dim))
+        self.decoder: nn.Parameter | None = None
+        self.shape = (target.dim, width)
+        if not tied:
+            self.untie()
+
+    def untie(self) -> None:
+        """Give the head a matrix of its own (the embedder offers none, or none is wanted)."""
+        self.tied = False
+        self.decoder = nn.Parameter(torch.empty(self.shape).normal_(std=0.02))
+
+    def matrix(self, encoded: Encoded) -> Tensor:
+        """The decoder's matrix ``[dim, width]``."""
+        if self.decoder is not None:
+            return self.decoder
+        weight = encoded.embedders[self.stream].tied(self.name)  # type: ignore[operator]
+        assert weight is not None
+        return weight  # type: ignore[no-any-return]
+
+    def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
+        """Weighted loss, and ``correct`` for classes."""
+        x = self.transform(encoded.at(self.stream, aim.index))
+        return decode_loss(x, self.matrix(encoded), self.bias, aim.value, aim.weight, self.loss)
+
+    def logits(self, encoded: Encoded, index: Tensor) -> Tensor:
+        """Predictions ``[K, dim]`` at chosen units."""
+        x = self.transform(encoded.at(self.stream, index))
+        return F.linear(x, self.matrix(encoded), self.bias)
+
+
+def decode_loss(
+    x: Tensor,
+    matrix: Tensor,
+    bias: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    loss: Loss,
+    at_once: int = LOGITS_AT_ONCE,
+) -> dict[str, Tensor]:
+    """Weighted loss of a linear decoder, a chunk of slots at a time when the logits are many.
+
+    Args:
+        x: ``[K, width]``. matrix: ``[dim, width]``. bias: ``[dim]``. weight: ``[K]``.
+        value: ``[K]`` int64 for ``cross_entropy``, else ``[K, dim]``.
+        loss: see :class:`Reconstruct`.
+        at_once: elements of logits that may exist together; more are recomputed in backward.
+    """
+    step = max(1, at_once // len(bias))
+    if len(x) <= step:
+        return _piece(x, matrix, bias, value, weight, loss)
+    total: dict[str, Tensor] = {}
+    for part in torch.arange(len(x)).split(step):
+        here = slice(int(part[0]), int(part[-1]) + 1)
+        piece = checkpoint(
+            _piece, x[here], matrix, bias, value[here], weight[here], loss, use_reentrant=False
+        )
+        total = {k: total[k] + v if total else v for k, v in piece.items()}
+    return total
+
+
+def _piece(
+    x: Tensor, matrix: Tensor, bias: Tensor, value: Tensor, weight: Tensor, loss: Loss
+) -> dict[str, Tensor]:
+    out = F.linear(x, matrix, bias).float()
+    if loss == "cross_entropy":
+        each = F.cross_entropy(out, value, reduction="none")
+        correct = ((out.detach().argmax(1) == value) * weight).sum()
+        return {"loss": (each * weight).sum(), "correct": correct}
+    value = value.float()
+    if loss == "kl":
+        each = F.kl_div(out.log_softmax(1), value, reduction="none").sum(1)
+        correct = ((out.detach().argmax(1) == value.argmax(1)) * weight).sum()
+        return {"loss": (each * weight).sum(), "correct": correct}
+    function = F.mse_loss if loss == "mse" else F.smooth_l1_loss
+    return {"loss": (function(out, value, reduction="none").mean(1) * weight).sum()}
