@@ -70,20 +70,6 @@ def decode(
     return good, bad
 
 
-class _Groups(Dataset[Batch]):
-    """Item i: the i-th group of micro-batches, fused into one batch."""
-
-    def __init__(self, stack: Any, groups: Sequence[Sequence[int]]) -> None:
-        self.stack, self.groups = stack, groups
-        self._of_units = stack.collator.of_units()
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, item: int) -> Batch:
-        return fuse([self.stack.micro(n) for n in self.groups[item]], self._of_units)
-
-
 @dataclass(frozen=True)
 class Shares:
     """Which micro-batches of each step this process runs, and how they are grouped.
@@ -111,6 +97,11 @@ class Shares:
         """Micro-batches of this process in each step."""
         return self.micro // self.world
 
+    @property
+    def passes(self) -> int:
+        """Forward passes of this process in each step."""
+        return self.own // (self.fused or self.own)
+
     def of_step(self, step: int) -> list[list[int]]:
         """Groups of micro-batches of one step, each one forward pass."""
         mine = range(step * self.micro + self.rank, (step + 1) * self.micro, self.world)
@@ -118,25 +109,44 @@ class Shares:
         return [list(mine[i : i + size]) for i in range(0, len(mine), size)]
 
 
+class _Passes(Dataset[Batch]):
+    """Item i: the i-th forward pass of this process, its micro-batches fused into one batch."""
+
+    def __init__(self, stack: Any, shares: Shares, steps: range) -> None:
+        self.stack, self.shares, self.steps = stack, shares, steps
+        self._of_units = stack.collator.of_units()
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.shares.passes
+
+    def __getitem__(self, item: int) -> Batch:
+        step, group = divmod(item, self.shares.passes)
+        numbers = self.shares.of_step(self.steps[step])[group]
+        return fuse([self.stack.micro(n) for n in numbers], self._of_units)
+
+
 def load(
     stack: Any, shares: Shares, steps: range, *, workers: int, pin: bool = False
 ) -> Iterator[list[Batch]]:
     """The batches of each step, in order, made by worker processes (in this one if 0)."""
-    groups = [g for step in steps for g in shares.of_step(step)]
     loader: DataLoader[Batch] = DataLoader(
-        _Groups(stack, groups),
+        _Passes(stack, shares, steps),
         batch_size=None,
         shuffle=False,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=pin,
+        collate_fn=_same,
         worker_init_fn=_quiet if workers else None,
         generator=torch.Generator().manual_seed(0),
     )
     batches = iter(loader)
-    passes = len(shares.of_step(0))
     for _ in steps:
-        yield [next(batches) for _ in range(passes)]
+        yield [next(batches) for _ in range(shares.passes)]
+
+
+def _same(batch: Batch) -> Batch:
+    return batch
 
 
 def _quiet(worker: int) -> None:

@@ -143,7 +143,7 @@ class Texts(Reader):
             language = found[int(rng.choice(len(found), p=share))]
             text = texts[language][int(rng.integers(len(texts[language])))]
         passage = Passage(language, _text(text, f"texts.{language}"))
-        return {**members, "text": (passage,)}, {"language": language}
+        return {**members, "text": (passage,)}, {"language": language, "text": passage.text}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +229,12 @@ class Pairs(Reader):
             Passage(language, _text(_field(pairs[item], side).get(language), f"pairs.{side}"))
             for side in ("premise", "hypothesis")
         )
-        labels = {"label": _field(pairs[item], "label"), "language": language}
+        labels = {
+            "label": _field(pairs[item], "label"),
+            "language": language,
+            "premise": passages[0].text,
+            "hypothesis": passages[1].text,
+        }
         return {**members, "text": passages}, labels
 
 

@@ -84,6 +84,10 @@ class Modality(ABC):
         """
         return units.content
 
+    def steady(self) -> Modality:
+        """The same modality without augmentation: what evaluation decodes with."""
+        return self
+
     def identity(self) -> str:
         """What must agree between a saved run and its reuse (a vocabulary's hash), or ``""``."""
         return ""

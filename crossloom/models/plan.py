@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -88,3 +88,24 @@ class Plan:
     def streams(self) -> tuple[str, ...]:
         """Names of the streams."""
         return tuple(self.widths)
+
+    def restricted(self, streams: tuple[str, ...]) -> Plan:
+        """The same plan over some of its streams: others, and blocks left with nothing, go."""
+        layers = tuple(
+            Layer(blocks=blocks)
+            for layer in self.layers
+            if (blocks := tuple(b for x in layer.blocks if (b := _restrict(x, streams))))
+        )
+        return replace(
+            self, widths={s: w for s, w in self.widths.items() if s in streams}, layers=layers
+        )
+
+
+def _restrict(block: Block, streams: tuple[str, ...]) -> Block | None:
+    def only(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(n for n in names if n in streams)
+
+    if isinstance(block, Feed):
+        return replace(block, streams=only(block.streams)) if only(block.streams) else None
+    reads = {s: only(read) for s, read in block.reads.items() if s in streams}
+    return replace(block, reads=reads, causal=only(block.causal)) if reads else None

@@ -1,0 +1,397 @@
+"""The command line: one verb for each thing a person wants done."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.table import Table
+
+from crossloom.display import console, counting, training
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Pre-train, fine-tune and evaluate multimodal and multilingual models.",
+)
+shards = typer.Typer(no_args_is_help=True, help="Make, check and look at shards.")
+tokenizer = typer.Typer(no_args_is_help=True, help="Train vocabularies.")
+recipes = typer.Typer(no_args_is_help=True, help="List and show recipes.")
+plugins = typer.Typer(no_args_is_help=True, help="Show what is installed.")
+for name, group in {
+    "shards": shards,
+    "tokenizer": tokenizer,
+    "recipes": recipes,
+    "plugins": plugins,
+}.items():
+    app.add_typer(group, name=name)
+
+Assignments = Annotated[
+    Optional[list[str]], typer.Argument(help="Dotted overrides: optim.rate=1e-4")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, …; the best there is by default.")]
+
+
+def main() -> None:
+    """Run the command line; wrong configuration ends with status 2, a failed run with 1."""
+    from crossloom.data_pipelines.shards import ShardError
+    from crossloom.plugins import PluginError
+
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        status = _status(error, (ShardError, PluginError))
+        if status is None:
+            raise
+        console.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(status)
+
+
+def _plain(error: BaseException) -> str:
+    text = getattr(error, "format_message", lambda: str(error))()
+    return str(text).replace("[", r"\[")
+
+
+def _status(error: Exception, configuration: tuple[type[Exception], ...]) -> int | None:
+    """Exit status of errors that are a person's business, None for those that are ours."""
+    import click
+
+    if isinstance(error, click.ClickException):
+        return error.exit_code
+    if isinstance(error, configuration):
+        return 2
+    name = type(error).__name__
+    if name in ("RecipeError", "SourceError"):
+        return 2
+    if name in ("RunError", "CheckpointError"):
+        return 1
+    if isinstance(error, OSError) and error.strerror:
+        return 1
+    # a ValueError raised on purpose inside the package is about configuration
+    return 2 if type(error) is ValueError else None
+
+
+# --- shards -------------------------------------------------------------------------------------
+
+
+@shards.command("make")
+def make(
+    source: Annotated[str, typer.Argument(help="world, coco, storybooks, … (plugins list)")],
+    input: Annotated[Optional[Path], typer.Argument(help="What to convert.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the shards.")] = Path("shards"),
+    option: Annotated[
+        Optional[list[str]], typer.Option("--set", help="Option of the source: name=value")
+    ] = None,
+    examples: Annotated[Optional[int], typer.Option(help="How many (world).")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Of what is drawn (world).")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace shards that are there.")] = False,
+) -> None:
+    """Convert a data set to shards."""
+    import yaml
+
+    from crossloom.plugins import find
+
+    options: dict[str, Any] = {}
+    for assignment in option or []:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set {assignment}: write name=value")
+        options[key.replace("-", "_")] = yaml.safe_load(value)
+    options |= {"examples": examples} if examples is not None else {}
+    options |= {"seed": seed} if seed is not None else {}
+    options |= {"overwrite": True} if overwrite else {}
+    convert = find("source", source)
+    with counting(f"shards make {source}") as progress:
+        try:
+            report = convert(input, out, progress=progress, **options)
+        except TypeError as error:
+            if "unexpected keyword" not in str(error):
+                raise
+            raise ValueError(f"source {source!r}: {error}") from None
+    console.print(report)
+
+
+@shards.command("index")
+def index(patterns: list[str]) -> None:
+    """Write (or renew) the index beside each tar."""
+    from crossloom.data_pipelines.shards import describe, open_shards
+
+    found = open_shards(patterns)
+    total = describe(found)
+    console.print(f"{total['shards']} shards, {total['samples']} samples")
+    console.print(json.dumps(total, indent=1))
+
+
+@shards.command("check")
+def check(
+    patterns: list[str],
+    recipe: Annotated[str, typer.Option(help="Decode as this recipe or run would.")] = "",
+    quarantine: Annotated[Path, typer.Option(help="List of what is bad.")] = Path(
+        "quarantine.jsonl"
+    ),
+) -> None:
+    """Read every sample; count and list what is wrong with it."""
+    from crossloom.data_pipelines.check import check_shards
+
+    with counting("shards check") as progress:
+        report = check_shards(patterns, recipe, quarantine, progress)
+    table = Table("defect", "samples")
+    for kind, count in sorted(report.defects.items()):
+        table.add_row(kind, str(count))
+    console.print(f"{report.samples} samples, {sum(report.defects.values())} bad")
+    if report.defects:
+        console.print(table)
+        console.print(f"listed in {quarantine}")
+        raise typer.Exit(1)
+
+
+@shards.command("show")
+def show(
+    patterns: list[str],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("shards.html"),
+    count: Annotated[int, typer.Option(help="Samples shown.")] = 24,
+) -> None:
+    """A page with pictures, boxes, texts and counts of what shards hold."""
+    from crossloom.data_pipelines.show import show_shards
+
+    show_shards(patterns, out, count)
+    console.print(f"wrote {out}")
+
+
+@shards.command("trace")
+def trace(
+    recipe: str,
+    assignments: Assignments = None,
+    steps: Annotated[str, typer.Option(help="First and last step, A:B.")] = "0:1",
+    world: Annotated[int, typer.Option(help="Processes.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="One object a line.")] = False,
+) -> None:
+    """Which examples each process sees in each step, without touching data."""
+    from crossloom.data_pipelines.loader import Shares
+    from crossloom.training.recipe import load_recipe
+    from crossloom.training.run import make_stack
+
+    first, colon, last = steps.partition(":")
+    if not (colon and first.isdigit() and last.isdigit()):
+        raise ValueError(f"--steps {steps}: write A:B")
+    chosen = load_recipe(recipe, assignments or []).located()
+    stack = make_stack(chosen)
+    for step in range(int(first), int(last)):
+        for rank in range(world):
+            numbers = [n for g in Shares(chosen.micro, rank, world).of_step(step) for n in g]
+            found = [stack.keys(n) for n in numbers]
+            keys = [k for _, some in found for k in some]
+            if as_json:
+                print(json.dumps({"step": step, "rank": rank, "keys": keys}))
+            else:
+                names = ", ".join(name for name, _ in found)
+                print(f"step {step} rank {rank} ({names}): {' '.join(keys)}")
+
+
+# --- vocabularies -------------------------------------------------------------------------------
+
+
+@tokenizer.command("train")
+def train_tokenizer(
+    shards: Annotated[list[str], typer.Option(help="Tars whose texts are read.")],
+    vocab: Annotated[int, typer.Option(help="Number of ids.")] = 32000,
+    out: Annotated[Path, typer.Option(help="The model file.")] = Path("tokenizer.model"),
+    alpha: Annotated[float, typer.Option(help="Flattening of languages, 0..1.")] = 0.5,
+    coverage: Annotated[float, typer.Option(help="Share of characters kept.")] = 0.9999,
+    byte_fallback: Annotated[bool, typer.Option(help="Spell unknown characters.")] = False,
+) -> None:
+    """Train a SentencePiece unigram vocabulary over the texts of shards."""
+    from crossloom.data_pipelines.shards import open_shards
+    from crossloom.data_pipelines.tokenizer import train
+
+    report = train(
+        open_shards(shards),
+        out,
+        size=vocab,
+        alpha=alpha,
+        coverage=coverage,
+        byte_fallback=byte_fallback,
+    )
+    table = Table("language", "lines", "pieces per word", "unknown")
+    for language, row in report.items():
+        table.add_row(
+            language, f"{row['lines']:.0f}", f"{row['fertility']:.2f}", f"{row['unknown']:.2%}"
+        )
+    console.print(table)
+    console.print(f"wrote {out}")
+
+
+# --- recipes and plugins ------------------------------------------------------------------------
+
+
+@recipes.command("list")
+def list_recipes() -> None:
+    """All recipes, with the first line of what each says of itself."""
+    from crossloom.plugins import listed
+
+    table = Table("recipe", "what it is", "from")
+    for plugin in listed("recipe"):
+        said = (plugin.load().__doc__ or "").strip().split("\n")[0]
+        table.add_row(plugin.name, said, plugin.origin)
+    console.print(table)
+
+
+@recipes.command("show")
+def show_recipe(recipe: str, assignments: Assignments = None) -> None:
+    """A recipe as YAML, ready to be edited and run."""
+    from crossloom.training.recipe import load_recipe, to_yaml
+
+    print(to_yaml(load_recipe(recipe, assignments or [])), end="")
+
+
+@recipes.command("schema")
+def schema() -> None:
+    """The JSON schema of recipes, for editors."""
+    from crossloom.training.recipe import json_schema
+
+    print(json.dumps(json_schema(), indent=1))
+
+
+@plugins.command("list")
+def list_plugins() -> None:
+    """Every modality, objective, source, task and recipe, and the package it comes from."""
+    from crossloom.plugins import listed
+
+    table = Table("family", "name", "where", "from")
+    for plugin in listed():
+        table.add_row(plugin.family, plugin.name, plugin.target, plugin.origin)
+    console.print(table)
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a recipe.yaml")],
+    assignments: Assignments = None,
+    out: Annotated[Optional[Path], typer.Option(help="Run directory; runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
+    device: Device = "",
+) -> None:
+    """Run a recipe."""
+    from crossloom.training.environment import start
+    from crossloom.training.loop import train
+    from crossloom.training.recipe import load_recipe
+
+    chosen = load_recipe(recipe, assignments or [])
+    folder = out or Path("runs") / chosen.name
+    environment = start(device)
+    with training(chosen.name) as display:
+        train(chosen, folder, environment, resume=resume, display=display)
+    _done(environment.main, folder)
+
+
+@app.command()
+def finetune(
+    task: Annotated[str, typer.Argument(help="vqa, retrieval, xnli, …")],
+    assignments: Assignments = None,
+    run: Annotated[Path, typer.Option("--from", help="The pre-trained run.")] = Path("runs/demo"),
+    out: Annotated[Optional[Path], typer.Option(help="Run directory; RUN-TASK.")] = None,
+    scratch: Annotated[bool, typer.Option(help="Fresh weights, for comparison.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
+    device: Device = "",
+) -> None:
+    """Fine-tune a run on a task. Overrides set fields of the task or of the recipe."""
+    from crossloom.evaluation import finetune as tuning
+    from crossloom.training.environment import start
+
+    folder = out or run.with_name(f"{run.name}-{task}{'-scratch' if scratch else ''}")
+    environment = start(device)
+    with training(f"finetune {task}") as display:
+        tuning.finetune(
+            task,
+            run,
+            folder,
+            environment,
+            assignments or [],
+            scratch=scratch,
+            resume=resume,
+            display=display,
+        )
+    _done(environment.main, folder)
+
+
+@app.command()
+def evaluate(
+    task: Annotated[str, typer.Argument(help="vqa, retrieval, xnli, …")],
+    assignments: Assignments = None,
+    run: Annotated[Path, typer.Option("--from", help="The fine-tuned run.")] = Path("runs/demo"),
+    device: Device = "",
+) -> None:
+    """Evaluate a run on a task and write RUN/results/TASK.json."""
+    from crossloom.evaluation import finetune as tuning
+    from crossloom.evaluation.metrics import flat
+    from crossloom.training.environment import start
+
+    with counting(f"evaluate {task}") as watch:
+        result = tuning.evaluate(task, run, start(device), assignments or [], watch=watch)
+    table = Table("metric", "value")
+    for name, value in flat(result.metrics).items():
+        table.add_row(name, f"{value:.4f}" if value % 1 else f"{value:.0f}")
+    console.print(table)
+    if result.defects:
+        console.print(f"{len(result.defects)} bad samples, listed in {run}/results/{task}.json")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    out: Annotated[Optional[Path], typer.Option(help="The page; RUN/report.html.")] = None,
+) -> None:
+    """One self-contained page about a run and what was fine-tuned from it."""
+    from crossloom.evaluation.report import write_report
+
+    page = out or runs[0] / "report.html"
+    write_report(runs, page)
+    console.print(f"wrote {page}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("runs/demo"),
+    fresh: Annotated[bool, typer.Option(help="Start over.")] = False,
+) -> None:
+    """The whole way on the built-in world: data, pre-training, fine-tuning, evaluation, report."""
+    from crossloom.demo import run_demo
+
+    run_demo(out, fresh)
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine offers, and what to mend."""
+    from crossloom.doctor import findings
+
+    table = Table("what", "found")
+    for what, found in findings():
+        table.add_row(what, found)
+    console.print(table)
+
+
+def _done(main: bool, folder: Path) -> None:
+    if main:
+        console.print(f"run in {folder}")
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What a person sees while something runs: a progress bar with figures, or plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from crossloom.training.loop import Progress as Report
+
+console = Console(stderr=True)
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+    )
+
+
+def figures(values: dict[str, float]) -> str:
+    """One line of a training report."""
+    losses = [
+        f"{name.removesuffix('/loss')} {value:.3f}"
+        + (f" ({values[c]:.0%})" if (c := name.replace("/loss", "/correct")) in values else "")
+        for name, value in values.items()
+        if name.endswith("/loss")
+    ]
+    rest = [
+        f"{values['examples_per_second']:.0f} examples/s",
+        f"{values['units_per_second']:.0f} units/s",
+        f"waiting {values['waiting']:.0%}",
+    ]
+    if "mfu" in values:
+        rest.append(f"MFU {values['mfu']:.1%}")
+    if values.get("bad"):
+        rest.append(f"bad {values['bad']:.0f}")
+    return " · ".join([*losses, *rest])
+
+
+@contextmanager
+def training(title: str) -> Iterator[Callable[[Report], None]]:
+    """A display for :func:`crossloom.training.loop.train`."""
+    if not console.is_terminal:
+        began = time.perf_counter()
+        first: list[int] = []
+
+        def line(report: Report) -> None:
+            first.append(report.step) if not first else None
+            elapsed = time.perf_counter() - began
+            done = max(1, report.step - first[0]) if report.step > first[0] else report.step
+            left = elapsed / done * (report.steps - report.step)
+            head = f"{title} {report.step}/{report.steps}"
+            console.print(f"{head} · {figures(report.values)} · left {left:.0f} s", highlight=False)
+
+        yield line
+        return
+    with _bar() as bar:
+        task = bar.add_task(title, total=None, figures="starting")
+
+        def update(report: Report) -> None:
+            bar.update(
+                task,
+                total=report.steps,
+                completed=report.step,
+                figures=figures(report.values),
+            )
+
+        yield update
+
+
+@contextmanager
+def counting(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A display for anything that counts: call it with (done, total or None)."""
+    if not console.is_terminal:
+        began = time.perf_counter()
+        last = [0]
+
+        def note(done: int, total: int | None) -> None:
+            last[0] = done
+
+        yield note
+        console.print(f"{title}: {last[0]} in {time.perf_counter() - began:.1f} s", highlight=False)
+        return
+    with _bar() as bar:
+        task = bar.add_task(title, total=None, figures="")
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,1 @@
+"""Evaluation: tasks that fine-tune heads, predict per example and score once."""

@@ -1,0 +1,112 @@
+"""Fine-tuning a run on a task, and evaluating what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from crossloom.evaluation.task import Result, Task, Watch
+from crossloom.plugins import find
+from crossloom.training.checkpoint import write_atomically
+from crossloom.training.environment import Environment
+from crossloom.training.loop import Progress, train
+from crossloom.training.recipe import Recipe, RecipeError, explain, override
+from crossloom.training.run import load_weights, make_model, open_run, start_from
+
+
+def make_task(name: str, assignments: Sequence[str] = ()) -> tuple[Task, list[str]]:
+    """A task by name with its own fields set, and the assignments meant for the recipe.
+
+    Raises:
+        PluginError: no such task. RecipeError: a value does not fit.
+    """
+    cls = find("task", name)
+    own = {f.name for f in fields(cls)} - {"budget"}
+    mine, rest = {}, []
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if equals and key in own:
+            mine[key] = yaml.safe_load(value)
+        else:
+            rest.append(assignment)
+    cls.__pydantic_config__ = ConfigDict(extra="forbid")
+    try:
+        return TypeAdapter(cls).validate_python(mine), rest
+    except ValidationError as error:
+        raise RecipeError(f"task {name}: {explain(error, cls)}") from None
+
+
+def finetune_recipe(task: Task, run: str | Path, *, scratch: bool, data: str = "") -> Recipe:
+    """The recipe that fine-tunes a run on a task."""
+    base = open_run(run)
+    if data:
+        base = replace(base, data=data)
+    return task.recipe(base, "" if scratch else str(run))
+
+
+def finetune(
+    name: str,
+    run: Path,
+    out: Path,
+    environment: Environment,
+    assignments: Sequence[str] = (),
+    *,
+    scratch: bool = False,
+    resume: bool = False,
+    display: Callable[[Progress], None] | None = None,
+) -> Recipe:
+    """Fine-tune and leave a run directory ``out`` that also remembers the task."""
+    task, rest = make_task(name, assignments)
+    data = next((a.partition("=")[2] for a in rest if a.startswith("data=")), "")
+    recipe = override(finetune_recipe(task, run, scratch=scratch, data=data), rest)
+    train(recipe, out, environment, resume=resume, display=display)
+    if environment.main:
+        settings = {"task": name, "settings": TypeAdapter(type(task)).dump_python(task, mode="json")}
+        write_atomically(out / "task.json", json.dumps(settings, indent=1))
+    return recipe
+
+
+def evaluate(
+    name: str,
+    run: Path,
+    environment: Environment,
+    assignments: Sequence[str] = (),
+    *,
+    watch: Watch | None = None,
+) -> Result:
+    """Evaluate a run on a task; writes ``results/TASK.json`` and ``TASK.records.jsonl`` below it.
+
+    Raises:
+        RecipeError: the run lacks what the task needs.
+    """
+    remembered: list[str] = []
+    if (run / "task.json").is_file():
+        known = json.loads((run / "task.json").read_text())
+        if known["task"] == name:
+            remembered = [f"{k}={json.dumps(v)}" for k, v in known["settings"].items() if k != "budget"]
+    task, rest = make_task(name, [*remembered, *assignments])
+    recipe = override(open_run(run), rest)
+    model = make_model(recipe)
+    weights, file = load_weights(run)
+    fresh, _ = start_from(model, weights)
+    if fresh:
+        raise RecipeError(f"{file}: lacks {fresh[0]}; was it made by another recipe?")
+    result = task.evaluate(model.to(environment.device), recipe, watch)
+    if environment.main:
+        folder = run / "results"
+        folder.mkdir(exist_ok=True)
+        _write(folder, name, result)
+    return result
+
+
+def _write(folder: Path, name: str, result: Result) -> None:
+    body: dict[str, Any] = {"metrics": result.metrics, "bad": [list(d) for d in result.defects]}
+    write_atomically(folder / f"{name}.json", json.dumps(body, indent=1, ensure_ascii=False))
+    lines = (json.dumps(r, ensure_ascii=False) for r in result.records)
+    write_atomically(folder / f"{name}.records.jsonl", "\n".join(lines) + "\n")

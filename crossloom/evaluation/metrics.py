@@ -1,0 +1,52 @@
+"""Scores from predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from crossloom.units import Array
+
+
+def best_ranks(scores: Array, relevant: Sequence[Sequence[int]]) -> Array:
+    """Rank (1 is best) of each query's best relevant candidate, ``[Q]`` int64.
+
+    Ties count against the query: a candidate that scores the same is ranked before.
+
+    Args:
+        scores: ``[Q, C]``, higher is better.
+        relevant: for each query, the numbers of its relevant candidates.
+    """
+    ranks = np.empty(len(scores), np.int64)
+    for query, (row, good) in enumerate(zip(scores, relevant, strict=True)):
+        best = row[list(good)].max()
+        ties = int((row == best).sum()) - int((row[list(good)] == best).sum())
+        ranks[query] = 1 + int((row > best).sum()) + ties
+    return ranks
+
+
+def recall(ranks: Array, cutoffs: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """``r1``, ``r5``, … as shares in 0..1, and ``median_rank``."""
+    out = {f"r{k}": float((ranks <= k).mean()) for k in cutoffs}
+    return out | {"median_rank": float(np.median(ranks))}
+
+
+def mean_by(values: Sequence[float], groups: Sequence[str]) -> dict[str, float]:
+    """Mean of the values in each group, groups in sorted order."""
+    found: dict[str, list[float]] = {}
+    for value, group in zip(values, groups, strict=True):
+        found.setdefault(group, []).append(value)
+    return {g: float(np.mean(v)) for g, v in sorted(found.items())}
+
+
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, float]:
+    """Nested metrics as ``a.b.c`` → number."""
+    out: dict[str, float] = {}
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{path}.")
+        elif isinstance(value, (int, float)):
+            out[path] = float(value)
+    return out

@@ -1,0 +1,42 @@
+"""What the loop asks of an engine: one step, and its state in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from crossloom.batch import Batch
+
+#: Sums over slots by objective and meter ("loss", "correct", …), local to the process.
+Sums = dict[str, dict[str, Tensor]]
+
+
+class Engine(Protocol):
+    """Runs steps on a model by some means of distribution."""
+
+    model: nn.Module
+    """The bare model."""
+
+    def step(self, number: int, batches: Sequence[Batch], counts: Mapping[str, float]) -> Sums:
+        """Forward and backward over the batches, then one update.
+
+        Args:
+            number: of the step, which decides the learning rate and the dropout.
+            batches: this process's share, as NumPy arrays.
+            counts: by objective, summed weights over all processes and batches of the step.
+
+        Returns:
+            Local sums, detached; ``"step"`` holds ``"norm"``, the gradient's norm before clipping.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that must be saved beside the weights, by name."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`state` gave.
+
+        Raises:
+            ValueError: a tensor is missing or has another shape.
+        """

@@ -1,0 +1,287 @@
+"""Recipes: everything a run is, as one frozen dataclass, and as one flat YAML file.
+
+A recipe is written as a short Python function; the run directory keeps it as YAML, in which every
+part that plugins can provide names its ``kind``. That file can itself be run.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    ConfigDict,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
+
+from crossloom.data_pipelines.read import READERS, Reader
+from crossloom.modalities.modality import Modality
+from crossloom.models.plan import Plan
+from crossloom.objectives.objective import Objective
+from crossloom.plugins import Family, PluginError, find, name_of
+from crossloom.training.optim import Optim
+from crossloom.training.schedule import Schedule
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run: the message names the key and what to do."""
+
+
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    # a dataclass takes pydantic's settings from this attribute; nested ones inherit them
+    if "__pydantic_config__" not in vars(cls):
+        cls.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
+    return TypeAdapter(cls)
+
+
+def _pluggable(base: type, family: Family | None) -> tuple[Any, ...]:
+    """Annotations with which pydantic reads and writes ``{kind: …}`` as an instance of a plugin."""
+    label = family or base.__name__.lower()
+
+    def known(kind: str) -> Any:
+        if family is not None:
+            return find(family, kind)
+        if kind not in READERS:
+            raise PluginError(f"no {label} is called {kind!r}; there are {', '.join(READERS)}")
+        return READERS[kind]
+
+    def parse(value: Any) -> Any:
+        if isinstance(value, base):
+            return value
+        if not isinstance(value, Mapping) or "kind" not in value:
+            raise ValueError(f"needs a mapping with `kind`, the name of a {label}")
+        rest = {k: v for k, v in value.items() if k != "kind"}
+        cls = known(str(value["kind"]))
+        try:
+            return _adapter(cls).validate_python(rest)
+        except ValidationError as error:
+            raise ValueError(explain(error, cls)) from None
+
+    def write(value: Any) -> dict[str, Any]:
+        kind = name_of(family, type(value)) if family else type(value).kind
+        body = _adapter(type(value)).dump_python(value, mode="json")
+        return {"kind": kind, **body}
+
+    schema = {"type": "object", "properties": {"kind": {"type": "string"}}, "required": ["kind"]}
+    return PlainValidator(parse), PlainSerializer(write), WithJsonSchema(schema)
+
+
+AnyModality = Annotated[Modality, *_pluggable(Modality, "modality")]
+AnyObjective = Annotated[Objective, *_pluggable(Objective, "objective")]
+AnyReader = Annotated[Reader, *_pluggable(Reader, None)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """A data source with the objectives trained on it."""
+
+    shards: str | tuple[str, ...]
+    """Paths of tars, relative to the recipe's ``data``; ``*`` and braces are expanded."""
+    reader: AnyReader
+    objectives: tuple[str, ...]
+    weight: float = 1.0
+    """Share of micro-batches, relative to the other components."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One whole run."""
+
+    name: str
+    modalities: Mapping[str, AnyModality]
+    """By stream name."""
+    plan: Plan
+    objectives: Mapping[str, AnyObjective]
+    mixture: Mapping[str, Component]
+    steps: int
+    examples: int
+    """Examples of a micro-batch."""
+    micro: int = 1
+    """Micro-batches of a step, over all processes: the global batch is examples × micro."""
+    fused: int = 0
+    """Micro-batches run in one forward pass on a process; 0 for all of its share."""
+    seed: int = 0
+    data: str = "."
+    """Folder that shards and vocabularies are relative to."""
+    start: str = ""
+    """Run directory (or safetensors file) whose weights the run starts from."""
+    optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights; 0 for none."""
+    readers: int = 64
+    """Virtual readers of each source: part of the data order, whatever the number of processes."""
+    window: int = 4096
+    """Examples that a reader shuffles together."""
+    workers: int = -1
+    """Loader processes for each training process; -1 to choose by the machine."""
+    log_every: int = 50
+    save_every: int = 1000
+    keep: int = 2
+    """Checkpoints kept."""
+    bad_in_a_row: int = 100
+    """Bad samples in a row that end the run."""
+    bad_share: float = 0.01
+    """Share of bad samples, after the first thousand examples, that ends the run."""
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.examples, self.micro) < 1:
+            raise ValueError("steps, examples and micro must be at least 1")
+        for name, component in self.mixture.items():
+            for objective in component.objectives:
+                if objective not in self.objectives:
+                    raise ValueError(
+                        f"mixture.{name}.objectives: {_unknown(objective, self.objectives)}"
+                    )
+        drawn = {o for c in self.mixture.values() for o in c.objectives}
+        if idle := [o for o in self.objectives if o not in drawn]:
+            raise ValueError(f"objectives.{idle[0]}: no component of the mixture trains it")
+        if self.fused and not all(o.separable for o in self.objectives.values()):
+            raise ValueError(
+                "fused: contrastive objectives compare the whole batch; leave fused at 0"
+            )
+
+    def located(self) -> Recipe:
+        """The recipe with every relative vocabulary under ``data``."""
+
+        def place(modality: Modality) -> Modality:
+            path = getattr(modality, "vocabulary", None)
+            if not path or Path(path).is_absolute():
+                return modality
+            return replace(modality, vocabulary=str(Path(self.data) / path))  # type: ignore[call-arg]
+
+        return replace(self, modalities={s: place(m) for s, m in self.modalities.items()})
+
+
+Recipe.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, every field written out."""
+    return dict(TypeAdapter(Recipe).dump_python(recipe, mode="json"))
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as YAML; :func:`from_yaml` gives it back."""
+    return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True, width=100)
+
+
+def from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain values.
+
+    Raises:
+        RecipeError: an unknown or missing key, or a value that does not fit; names the nearest key.
+    """
+    try:
+        return TypeAdapter(Recipe).validate_python(dict(values))
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {explain(error, Recipe)}") from None
+
+
+def from_yaml(path: Path) -> Recipe:
+    """A recipe from a file.
+
+    Raises:
+        RecipeError: the file is missing or does not hold a recipe.
+    """
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML ({error})") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: not a recipe; `crossloom recipes show NAME` prints one")
+    return from_dict(values, str(path))
+
+
+def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+    """The recipe with dotted assignments applied: ``optim.rate=1e-4``.
+
+    Raises:
+        RecipeError: an assignment without ``=``, an unknown key, or a value that does not fit.
+    """
+    if not assignments:
+        return recipe
+    values = to_dict(recipe)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise RecipeError(f"{assignment!r} is no assignment; write key=value")
+        node: Any = values
+        *parents, last = path.split(".")
+        for depth, part in enumerate([*parents, last]):
+            if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+                part = int(part)  # type: ignore[assignment]
+            elif not isinstance(node, dict) or part not in node:
+                at = ".".join(path.split(".")[:depth])
+                known = node if isinstance(node, dict) else {}
+                prefix = f"{at}: " if at else ""
+                if at == "optim.factors":
+                    break
+                raise RecipeError(f"{path}: {prefix}{_unknown(part, known)}")
+            if depth < len(parents):
+                node = node[part]
+        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(text)
+    return from_dict(values, "after overrides")
+
+
+def explain(error: ValidationError, cls: type) -> str:
+    """Pydantic's findings in one line: key, what is wrong, and the nearest known key."""
+    lines = []
+    for item in error.errors():
+        place = [str(x) for x in item["loc"]]
+        if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            lines.append(f"{'.'.join(place)}: {_unknown(place[-1], _known(cls, place[:-1]))}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{'.'.join(place)}: {message}" if place else message)
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _known(cls: Any, path: Sequence[str]) -> list[str]:
+    """Field names of the dataclass that a path below ``cls`` leads to."""
+    for part in path:
+        inner = {f.name: f.type for f in fields(cls)}.get(part) if is_dataclass(cls) else None
+        cls = {"Optim": Optim, "Schedule": Schedule, "Plan": Plan}.get(str(inner), None)
+    return [f.name for f in fields(cls)] if cls and is_dataclass(cls) else []
+
+
+def _unknown(name: str, known: Any) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    if near:
+        return f"there is no {name!r}; did you mean {near[0]!r}?"
+    return f"there is no {name!r}" + (f"; there are {', '.join(names)}" if names else "")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of recipes, for editors."""
+    return TypeAdapter(Recipe).json_schema()
+
+
+def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
+    """A recipe by name (built-in or a plugin's), or from a YAML file, with overrides applied.
+
+    Raises:
+        RecipeError: nothing is called so, or an override does not fit.
+    """
+    if name.endswith((".yaml", ".yml")):
+        recipe = from_yaml(Path(name))
+    else:
+        try:
+            recipe = find("recipe", name)()
+        except PluginError as error:
+            raise RecipeError(str(error)) from None
+    return override(recipe, assignments)

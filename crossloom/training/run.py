@@ -1,0 +1,127 @@
+"""From a recipe to the things a run needs: sources, stack, model; and back from a run directory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from crossloom.data_pipelines.collate import Collator
+from crossloom.data_pipelines.loader import Part, Stack
+from crossloom.data_pipelines.mixture import Mixture
+from crossloom.data_pipelines.shards import open_shards
+from crossloom.data_pipelines.source import Source
+from crossloom.models.model import CrossloomModel
+from crossloom.training import checkpoint
+from crossloom.training.environment import seed_torch
+from crossloom.training.recipe import Recipe, RecipeError, from_yaml, to_yaml
+
+RECIPE = "recipe.yaml"
+WEIGHTS = "model.safetensors"
+
+
+def make_stack(recipe: Recipe) -> Stack:
+    """Open all shards of a recipe.
+
+    Raises:
+        ShardError: shards are missing, unreadable or empty.
+    """
+    parts = {}
+    for name, component in recipe.mixture.items():
+        source = Source(name, open_shards(component.shards, recipe.data), component.reader)
+        order = source.order(recipe.seed, recipe.readers, recipe.window)
+        parts[name] = Part(source=source, order=order, objectives=component.objectives)
+    mixture = Mixture({n: c.weight for n, c in recipe.mixture.items()}, seed=recipe.seed)
+    collator = Collator(recipe.modalities, recipe.objectives, recipe.seed)
+    return Stack(parts, mixture, collator, recipe.examples)
+
+
+def make_model(recipe: Recipe) -> CrossloomModel:
+    """The recipe's model with its initial weights, the same in every process.
+
+    Raises:
+        RecipeError: parts of the recipe do not fit each other.
+    """
+    seed_torch(recipe.seed, "weights")
+    try:
+        return CrossloomModel(recipe.modalities, recipe.plan, recipe.objectives)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Path]:
+    """Weights of a run directory (its final ones, else its newest checkpoint's) or of a file.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    file = path / WEIGHTS if path.is_dir() else path
+    if not file.is_file() and path.is_dir():
+        newest, _ = checkpoint.newest(path / "checkpoints")
+        file = newest / WEIGHTS if newest else file
+    if not file.is_file():
+        raise RecipeError(f"{path}: no weights there; give a run directory or a .safetensors file")
+    return load_file(file), file
+
+
+def start_from(model: CrossloomModel, weights: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Copy what fits by name and shape; return names that stay fresh, and names not used."""
+    own = model.state_dict()
+    fits = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(fits, strict=False)
+    return sorted(set(own) - set(fits)), sorted(set(weights) - set(fits))
+
+
+def open_run(folder: str | Path) -> Recipe:
+    """The recipe of a run directory, its vocabularies found beside it.
+
+    Raises:
+        RecipeError: it is no run directory, or a vocabulary differs from the one trained with.
+    """
+    folder = Path(folder)
+    if not (folder / RECIPE).is_file():
+        raise RecipeError(f"{folder}: not a run directory (it has no {RECIPE})")
+    recipe = from_yaml(folder / RECIPE)
+    modalities = {}
+    for stream, modality in recipe.modalities.items():
+        copy = folder / f"{stream}.model"
+        if getattr(modality, "vocabulary", None) and copy.is_file():
+            modality = replace(modality, vocabulary=str(copy))  # type: ignore[call-arg]
+        modalities[stream] = modality
+    return replace(recipe, modalities=modalities)
+
+
+def identities(recipe: Recipe) -> dict[str, str]:
+    """What must not change between a run and its reuse, by stream: vocabulary hashes."""
+    return {s: i for s, m in recipe.modalities.items() if (i := m.identity())}
+
+
+def check_identities(recipe: Recipe, known: Mapping[str, str], where: str) -> None:
+    """Compare vocabularies with those that weights were trained with.
+
+    Raises:
+        RecipeError: one differs.
+    """
+    for stream, identity in identities(recipe).items():
+        if known.get(stream, identity) != identity:
+            path = getattr(recipe.modalities[stream], "vocabulary", "?")
+            raise RecipeError(
+                f"modalities.{stream}.vocabulary: {path} is not the one that {where} was trained "
+                f"with ({identity} against {known[stream]}); use {where}/{stream}.model"
+            )
+
+
+def prepare_folder(folder: Path, recipe: Recipe) -> None:
+    """Create a run directory with its recipe and copies of its vocabularies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stream, modality in recipe.modalities.items():
+        path = getattr(modality, "vocabulary", None)
+        if path and Path(path).resolve() != (folder / f"{stream}.model").resolve():
+            shutil.copyfile(path, folder / f"{stream}.model")
+    checkpoint.write_atomically(folder / RECIPE, to_yaml(recipe))
