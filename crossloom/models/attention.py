@@ -109,11 +109,23 @@ def to_flat(x: Tensor, where: Together) -> Tensor:
     return out
 
 
+@dataclass(frozen=True)
+class Attention:
+    """What one block's readers looked at, kept for people to see."""
+
+    queries: tuple[str, ...]
+    keys: tuple[str, ...]
+    weights: Tensor  #: [E, H, Lq, Lk], rows of real queries sum to one
+    to: Together
+    of: Together
+
+
 class Layout:
     """Everything attention needs to know of one view; parts are made when first asked for."""
 
-    def __init__(self, view: ViewBatch) -> None:
+    def __init__(self, view: ViewBatch, record: list[Attention] | None = None) -> None:
         self.view = view
+        self.record = record
         self._together: dict[tuple[str, ...], Together] = {}
         self._mask: dict[tuple[Any, ...], Tensor | None] = {}
 
@@ -205,6 +217,9 @@ def attention(
     """
     causal = tuple(c for c in causal if c in queries and c in keys)
     to, of = layout.together(queries), layout.together(keys)
+    if layout.record is not None:
+        mask = layout.mask(queries, keys, causal)
+        layout.record.append(Attention(queries, keys, _weights(q, k, to, of, mask), to, of))
     if q.is_cuda and not causal and q.dtype in (torch.bfloat16, torch.float16) and not dropout:
         return _varlen(q, k, v, to, of)
     mask = layout.mask(queries, keys, causal)
@@ -220,6 +235,15 @@ def attention(
         return out  # every unit reads at least itself
     empty = (of.length == 0)[torch.cat([layout.view.streams[n].example for n in queries])]
     return out.masked_fill(empty[:, None, None], 0)
+
+
+def _weights(q: Tensor, k: Tensor, to: Together, of: Together, mask: Tensor | None) -> Tensor:
+    rows = to_rectangle(q, to).transpose(1, 2).float()
+    columns = to_rectangle(k, of).permute(0, 2, 3, 1).float()
+    scores = rows @ columns / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1).nan_to_num(0.0).detach()
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, to: Together, of: Together) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from crossloom.batch import ViewBatch
-from crossloom.models.attention import Layout, attention
+from crossloom.models.attention import Attention, Layout, attention
 from crossloom.models.plan import Attend, Feed, Plan
 
 States = dict[str, Tensor]
@@ -173,9 +173,11 @@ class Fusion(nn.Module):
         )
         self.checkpointing = False  #: recompute each layer's activations in backward
 
-    def forward(self, states: States, view: ViewBatch) -> States:
-        """Final states by stream, each ``[N, width]``."""
-        layout = Layout(view)
+    def forward(
+        self, states: States, view: ViewBatch, record: list[Attention] | None = None
+    ) -> States:
+        """Final states by stream, each ``[N, width]``; ``record`` collects what was looked at."""
+        layout = Layout(view, record)
         for layer in self.layers:
             if self.checkpointing and self.training:
                 states = checkpoint(layer, states, layout, use_reentrant=False)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from crossloom.batch import Batch, Encoded, ViewBatch
 from crossloom.modalities.modality import Modality
+from crossloom.models.attention import Attention
 from crossloom.models.fusion import Fusion
 from crossloom.models.plan import Plan
 from crossloom.objectives.objective import Objective
@@ -56,10 +57,10 @@ class CrossloomModel(nn.Module):
                     head.untie()
         _initialise(self)
 
-    def encode(self, view: ViewBatch) -> Encoded:
+    def encode(self, view: ViewBatch, record: list[Attention] | None = None) -> Encoded:
         """One view through embedders and Transformer."""
         states = {name: self.embed[name](stream) for name, stream in view.streams.items()}
-        return Encoded(view, self.fusion(states, view), dict(self.embed.items()))
+        return Encoded(view, self.fusion(states, view, record), dict(self.embed.items()))
 
     def forward(
         self, batch: Batch, predict: tuple[str, ...] = ()
