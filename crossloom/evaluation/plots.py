@@ -1,0 +1,68 @@
+"""Plots of a report, as SVG text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+INK, SOFT, ACCENT, OTHER = "#1d2433", "#8a93a6", "#2563eb", "#d97706"
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(SOFT)
+    axes.tick_params(colors=INK, labelsize=8)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    import matplotlib as mpl
+
+    out = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "crossloom", "font.size": 9}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def curves(
+    journal: Sequence[Mapping[str, float]], names: Mapping[str, str], title: str, share: bool = False
+) -> str:
+    """Lines over steps: ``names`` maps keys of the journal to labels."""
+    figure, axes = _figure(5.2, 2.9)
+    for key, label in names.items():
+        points = [(x["step"], x[key]) for x in journal if key in x]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, linewidth=1.6)
+    axes.set_xlabel("step", color=INK)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.grid(axis="y", color="#e5e7eb", linewidth=0.7)
+    if share:
+        axes.set_ylim(0, 1)
+    if names:
+        axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def bars(
+    groups: Sequence[str], series: Mapping[str, Sequence[float]], title: str, chance: float = 0.0
+) -> str:
+    """Grouped bars of shares in 0..1; ``chance`` draws a dashed line."""
+    figure, axes = _figure(max(4.0, 0.55 * len(groups) + 1.6), 2.9)
+    width = 0.8 / max(1, len(series))
+    for number, (label, values) in enumerate(series.items()):
+        places = [i + (number - (len(series) - 1) / 2) * width for i in range(len(groups))]
+        axes.bar(places, values, width * 0.92, label=label, color=[ACCENT, OTHER, SOFT][number % 3])
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_ylim(0, 1)
+    if chance:
+        axes.axhline(chance, color=INK, linewidth=0.8, linestyle="--")
+        axes.text(len(groups) - 0.5, chance + 0.02, "chance", fontsize=8, ha="right", color=INK)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=len(series))
+    return _svg(figure)

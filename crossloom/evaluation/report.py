@@ -1,0 +1,273 @@
+"""One self-contained HTML page about a run and what was fine-tuned from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from crossloom.data_pipelines.shards import ShardError
+from crossloom.evaluation.finetune import make_task
+from crossloom.evaluation.look import Album, Gaze, gazes
+from crossloom.evaluation.plots import bars, curves
+from crossloom.training.checkpoint import write_atomically
+from crossloom.training.meters import read_journal
+from crossloom.training.recipe import Recipe, to_yaml
+from crossloom.training.run import load_weights, make_model, open_run, start_from
+
+#: The figures that stand for a task, by path in its metrics, with how to call them.
+_HEADLINES = {
+    "vqa": {"accuracy": "accuracy"},
+    "retrieval": {
+        "text_to_image.r1": "text → image, R@1",
+        "image_to_text.r1": "image → text, R@1",
+        "text_to_image.r10": "text → image, R@10",
+    },
+    "xnli": {
+        "fine_tuned_mean": "accuracy in the languages fine-tuned on",
+        "zero_shot_mean": "accuracy in all other languages",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A fine-tuned run and its results."""
+
+    folder: Path
+    task: str
+    settings: dict[str, Any]
+    scratch: bool
+    metrics: dict[str, Any]
+    records: list[dict[str, Any]]
+
+
+def tuned_runs(run: Path) -> list[Tuned]:
+    """Evaluated runs beside ``run`` whose names begin with its name, and runs inside it."""
+    found = []
+    beside = [p for p in run.parent.glob(f"{run.name}-*") if p.is_dir()]
+    for folder in sorted({*beside, *(p.parent for p in run.glob("*/task.json"))}):
+        if not (folder / "task.json").is_file():
+            continue
+        known = json.loads((folder / "task.json").read_text())
+        result = folder / "results" / f"{known['task']}.json"
+        if not result.is_file():
+            continue
+        lines = (folder / "results" / f"{known['task']}.records.jsonl").read_text().splitlines()
+        found.append(
+            Tuned(
+                folder,
+                known["task"],
+                known["settings"],
+                not open_run(folder).start,
+                json.loads(result.read_text())["metrics"],
+                [json.loads(x) for x in lines if x],
+            )
+        )
+    return found
+
+
+def lookup(metrics: dict[str, Any], path: str) -> float | None:
+    """A nested metric by dotted path."""
+    node: Any = metrics
+    for part in path.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return float(node) if isinstance(node, (int, float)) else None
+
+
+def write_report(runs: Sequence[Path], page: Path) -> None:
+    """Write the page for the first run; fine-tuned runs are found beside and inside it.
+
+    Raises:
+        RecipeError: it is no run directory.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    run = runs[0]
+    recipe = open_run(run)
+    journal = read_journal(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+    tuned = tuned_runs(run)
+    best = {t.task: t for t in tuned if not t.scratch}
+    fresh = {t.task: t for t in tuned if t.scratch}
+    template = files("crossloom.evaluation").joinpath("report.html.j2").read_text("utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    body = environment.from_string(template).render(
+        title=recipe.name,
+        lead=_lead(recipe),
+        facts=_facts(run, recipe, journal),
+        scores=_scores(best, fresh),
+        details=[Markup(s) for s in _details(best, fresh)],  # noqa: S704 - our own SVG
+        curves=[Markup(s) for s in _curves(journal)],  # noqa: S704
+        answers=_answers(best.get("vqa")),
+        searches=_searches(best.get("retrieval")),
+        inferences=_inferences(best.get("xnli")),
+        tuned=", ".join(best["xnli"].settings["languages"]) if "xnli" in best else "",
+        commands=_commands(recipe, tuned),
+        recipes=[(run.name, to_yaml(recipe))]
+        + [(t.folder.name, to_yaml(open_run(t.folder))) for t in tuned],
+    )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(page, body)
+
+
+def _lead(recipe: Recipe) -> str:
+    streams = " + ".join(f"{s} ({m.kind})" for s, m in recipe.modalities.items())
+    return f"{streams}, trained with {', '.join(recipe.objectives)}."
+
+
+def _facts(
+    run: Path, recipe: Recipe, journal: Sequence[dict[str, Any]]
+) -> list[tuple[str, str]]:
+    weights, _ = load_weights(run)
+    width = max(recipe.plan.widths.values())
+    facts = [
+        ("parameters", f"{sum(w.numel() for w in weights.values()) / 1e6:.2f} M"),
+        ("layers × width", f"{len(recipe.plan.layers)} × {width}"),
+        ("steps", f"{recipe.steps:,}"),
+        ("examples a step", f"{recipe.examples * recipe.micro}"),
+    ]
+    if journal:
+        facts.append(("examples/s", f"{_median(journal, 'examples_per_second'):,.0f}"))
+        facts.append(("units/s", f"{_median(journal, 'units_per_second'):,.0f}"))
+        facts.append(("waiting for data", f"{_median(journal, 'waiting'):.1%}"))
+    return facts
+
+
+def _median(journal: Sequence[dict[str, Any]], name: str) -> float:
+    values = sorted(x[name] for x in journal if name in x)
+    return float(values[len(values) // 2]) if values else 0.0
+
+
+def _scores(best: dict[str, Tuned], fresh: dict[str, Tuned]) -> list[dict[str, Any]]:
+    rows = []
+    for task, one in best.items():
+        for path, label in _HEADLINES.get(task, {}).items():
+            value = lookup(one.metrics, path)
+            if value is None:
+                continue
+            scratch = lookup(fresh[task].metrics, path) if task in fresh else None
+            rows.append({"task": task, "metric": label, "value": value, "scratch": scratch})
+    return rows
+
+
+def _details(best: dict[str, Tuned], fresh: dict[str, Tuned]) -> list[str]:
+    plots = []
+    for task, name, title, chance in (
+        ("xnli", "by_language", "Inference accuracy by language", 1 / 3),
+        ("vqa", "by_kind", "Answers by kind of question", 0.0),
+    ):
+        if task not in best or not best[task].metrics.get(name):
+            continue
+        groups = list(best[task].metrics[name])
+        series = {"pre-trained": [best[task].metrics[name][g] for g in groups]}
+        if task in fresh:
+            series["from scratch"] = [fresh[task].metrics[name].get(g, 0.0) for g in groups]
+        plots.append(bars(groups, series, title, chance))
+    return plots
+
+
+def _curves(journal: Sequence[dict[str, Any]]) -> list[str]:
+    names = sorted({k for x in journal for k in x})
+    losses = {n: n.removesuffix("/loss") for n in names if n.endswith("/loss")}
+    right = {n: n.removesuffix("/correct") for n in names if n.endswith("/correct")}
+    plots = []
+    if losses:
+        plots.append(curves(journal, losses, "Loss by objective"))
+    if right:
+        plots.append(curves(journal, right, "Share predicted correctly", share=True))
+    return plots
+
+
+def _album(tuned: Tuned) -> tuple[Recipe, Any, Album] | None:
+    """The run's recipe, task and test samples; None when the data is gone."""
+    recipe = open_run(tuned.folder)
+    task, _ = make_task(
+        tuned.task, [f"{k}={json.dumps(v)}" for k, v in tuned.settings.items() if k != "budget"]
+    )
+    try:
+        source = task.source(recipe, task.component(recipe), task.test)
+    except ShardError:
+        return None
+    return recipe, task, Album(source)
+
+
+def _pick(records: Sequence[dict[str, Any]], right: int, wrong: int) -> list[dict[str, Any]]:
+    """Some right and some wrong examples, spread over kinds and languages."""
+    chosen: list[dict[str, Any]] = []
+    for good, count in ((True, right), (False, wrong)):
+        left = [r for r in records if (r["score"] > 0) == good]
+        seen: dict[tuple[Any, ...], int] = {}
+        ranked = []
+        for record in left:
+            group = (record.get("kind"), record.get("language"))
+            seen[group] = seen.get(group, 0) + 1
+            languages = seen[("", record.get("language"))] = seen.get(("", record.get("language")), 0) + 1
+            kinds = seen[(record.get("kind"), "")] = seen.get((record.get("kind"), ""), 0) + 1
+            ranked.append((seen[group] + languages + kinds, len(ranked)))
+        chosen += [left[n] for _, n in sorted(ranked)[:count]]
+    return chosen
+
+
+def _answers(tuned: Tuned | None) -> list[dict[str, Any]]:
+    if tuned is None or (opened := _album(tuned)) is None:
+        return []
+    recipe, task, album = opened
+    chosen = _pick(tuned.records, 6, 3)
+    model = make_model(recipe)
+    start_from(model, load_weights(tuned.folder)[0])
+    text, image = task.streams(recipe)
+    looks = gazes(model, recipe, album.source, [r["key"] for r in chosen], "vqa", text, image)
+    rows = []
+    for record in chosen:
+        gaze = looks.get(record["key"], Gaze([], [], []))
+        words = [w.replace("▁", " ") for w in gaze.words]
+        rows.append(
+            {
+                **record,
+                "picture": album.picture(record["key"]),
+                "boxes": gaze.boxes,
+                "words": words or [record["question"]],
+                "weights": json.dumps([[round(x, 4) for x in row] for row in gaze.weights]),
+                "answer": ", ".join(record["answers"]),
+            }
+        )
+    return rows
+
+
+def _searches(tuned: Tuned | None) -> list[dict[str, Any]]:
+    if tuned is None or (opened := _album(tuned)) is None:
+        return []
+    _, _, album = opened
+    rows = []
+    for record in _pick(tuned.records, 3, 3):
+        shown = []
+        for place, key in enumerate(record["found"], 1):
+            kind = "hit" if key == record["image"] else ""
+            shown.append(
+                {"key": key, "kind": kind, "label": str(place), "picture": album.picture(key)}
+            )
+        if record["image"] not in record["found"]:
+            picture = album.picture(record["image"])
+            shown.append({"key": record["image"], "kind": "aim", "label": "right", "picture": picture})
+        rows.append({**record, "found": shown})
+    return rows
+
+
+def _inferences(tuned: Tuned | None) -> list[dict[str, Any]]:
+    if tuned is None:
+        return []
+    others = [r for r in tuned.records if r["language"] not in tuned.settings["languages"]]
+    return _pick(others, 8, 4)
+
+
+def _commands(recipe: Recipe, tuned: Sequence[Tuned]) -> list[str]:
+    lines = [f"crossloom pretrain {recipe.name}"]
+    for one in tuned:
+        flag = " --scratch" if one.scratch else ""
+        lines.append(f"crossloom finetune {one.task} --from {recipe.name}{flag}")
+        lines.append(f"crossloom evaluate {one.task} --from {one.folder.name}")
+    return lines
