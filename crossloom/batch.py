@@ -79,6 +79,10 @@ class ViewBatch:
         """Number of examples E (every stream has the same)."""
         return len(next(iter(self.streams.values())).length)
 
+    def to(self, device: torch.device | str) -> ViewBatch:
+        """The view as tensors on a device."""
+        return _map(self, lambda x: _tensor(x, torch.device(device)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class AimBatch:
@@ -104,14 +108,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch as tensors on a device."""
-        move = torch.device(device)
-
-        def tensor(value: Any) -> Any:
-            if isinstance(value, np.ndarray):
-                value = torch.from_numpy(value)
-            return value.to(move, non_blocking=True) if isinstance(value, Tensor) else value
-
-        return _map(self, tensor)
+        return _map(self, lambda x: _tensor(x, torch.device(device)))
 
     def pin_memory(self) -> Batch:
         """The batch as tensors in page-locked memory, so that copies to a GPU overlap with work."""
@@ -122,6 +119,12 @@ class Batch:
             return value.pin_memory() if isinstance(value, Tensor) else value
 
         return _map(self, pin)
+
+
+def _tensor(value: Any, device: torch.device) -> Any:
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
 def _map(value: Any, leaf: Callable[[Any], Any]) -> Any:

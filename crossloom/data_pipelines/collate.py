@@ -123,6 +123,12 @@ class Collator:
             units=real,
         )
 
+    def show(self, view: View, examples: Sequence[Example]) -> ViewBatch:
+        """Examples as one view shows them, nothing mismatched."""
+        return self._view(
+            view, [exhibit(e, view, self.modalities, self.seed, ()) for e in examples]
+        )
+
     def _view(self, view: View, exhibits: Sequence[Exhibit]) -> ViewBatch:
         streams = {}
         for stream in view.streams:

@@ -89,15 +89,19 @@ class CrossloomModel(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """BERT's initial weights: normal with deviation 0.02, biases zero.
+    """BERT's initial weights, at any width: normal, biases zero.
 
-    Modules with a true attribute ``keeps_weights`` (towers of other libraries) are left alone.
+    BERT's deviation of 0.02 suits its width of 768; for other widths it is scaled so that outputs
+    start as large as BERT's (with 0.02 at width 128, attention starts all but uniform and learns
+    slowly). Modules with a true attribute ``keeps_weights`` (towers of other libraries) are left alone.
     """
     if getattr(module, "keeps_weights", False):
         return
-    if isinstance(module, (nn.Linear, nn.Embedding)):
+    if isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02 * (768 / module.in_features) ** 0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     for child in module.children():
         _initialise(child)

@@ -22,7 +22,7 @@ def demo() -> Recipe:
     one task at a time, masking one modality) and XLM (Conneau & Lample, 2019, section 3.4: masked
     words in two translations at once, here beside the image they describe).
     """
-    words = Hide(rate=0.25, show=0.1, swap=0.1)
+    words = Hide(rate=0.25, show=0.1, swap=0.1, by="group")
     return Recipe(
         name="demo",
         data="runs/demo/world",

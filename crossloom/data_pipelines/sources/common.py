@@ -1,0 +1,404 @@
+"""What the converters share: errors, counting, reading lines, images and JSON, stable splits."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, cast
+
+from crossloom.data_pipelines.shards import count_items
+from crossloom.data_pipelines.write import (
+    SHARD_SIZE,
+    Member,
+    ShardSet,
+    find_shards,
+)
+
+#: Called with the samples done and, when known, how many there will be.
+Progress = Callable[[int, int | None], None]
+
+REPORT = "report.json"
+_NAMES = 5  # of the items skipped for one reason
+
+
+class SourceError(ValueError):
+    """The input is not what a converter reads: names the file, what was expected, what to do."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Items left out for one reason."""
+
+    count: int
+    names: tuple[str, ...]  #: the first of them
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of an input."""
+
+    source: str
+    counts: Mapping[str, Mapping[str, int]]
+    """By split: ``samples``, ``images``, and items of the json (``texts.en``, ``questions``, …)."""
+    skipped: Mapping[str, Skipped]
+    """By reason."""
+
+    @property
+    def samples(self) -> dict[str, int]:
+        """Samples by split."""
+        return {split: counts["samples"] for split, counts in self.counts.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "source": self.source,
+            "counts": {k: dict(v) for k, v in self.counts.items()},
+            "skipped": {
+                k: {"count": v.count, "names": list(v.names)} for k, v in self.skipped.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        lines = []
+        for split, counts in self.counts.items():
+            rest = ", ".join(f"{k} {v}" for k, v in counts.items() if k != "samples")
+            lines.append(f"{self.source} {split}: {counts['samples']} samples ({rest})")
+        for reason, items in self.skipped.items():
+            more = ", …" if items.count > len(items.names) else ""
+            lines.append(f"skipped {items.count}: {reason} ({', '.join(items.names)}{more})")
+        return "\n".join(lines)
+
+    def __rich__(self) -> Any:
+        from rich.text import Text
+
+        return Text(str(self))
+
+
+class Conversion:
+    """One run of a converter: writes samples, counts them, and counts what it leaves out.
+
+    Use as a context manager around the writing; ``report`` afterwards. A conversion has its folder
+    to itself: with ``overwrite`` the shards of the conversion that wrote the folder's
+    ``report.json`` are replaced, all of them, also those of splits that are made no more.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        out: Path,
+        *,
+        shard_size: int = SHARD_SIZE,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Prepare to write.
+
+        Raises:
+            SourceError: the folder holds shards and ``overwrite`` is not set.
+        """
+        self.source = source
+        self.total: int | None = None  #: samples expected, for ``progress``
+        self._progress = progress
+        self._counts: dict[str, Counter[str]] = {}
+        self._skipped: dict[str, list[Any]] = {}
+        out = Path(out)
+        if not overwrite and (found := find_shards(out)):
+            raise SourceError(
+                f"{found[0]}: {out} already holds shards; give another folder, or replace them "
+                "with --overwrite"
+            )
+        self._set = ShardSet(
+            out, prefixes=_prefixes(out), shard_size=shard_size, overwrite=overwrite
+        )
+
+    def write(
+        self, split: str, key: str, content: Mapping[str, Any], image: Image | None = None
+    ) -> None:
+        """Write one sample: the image's bytes as they are, and the json."""
+        members: dict[str, Member] = {image.extension: image.data} if image else {}
+        members["json"] = content
+        self._set.write(split, key, members)
+        counts = self._counts.setdefault(split, Counter())
+        counts["samples"] += 1
+        counts["images"] += image is not None
+        counts.update(_item_counts(content))
+        if self._progress:
+            self._progress(sum(c["samples"] for c in self._counts.values()), self.total)
+
+    def skip(self, reason: str, name: str, count: int = 1) -> None:
+        """Count ``count`` items left out for a reason, known by a name."""
+        entry = self._skipped.setdefault(reason, [0, []])
+        entry[0] += count
+        if len(entry[1]) < _NAMES:
+            entry[1].append(name)
+
+    def add_file(self, name: str, text: str) -> None:
+        """Put a text file beside the shards."""
+        self._set.add_file(name, text)
+
+    @property
+    def report(self) -> Report:
+        """Counts so far."""
+        counts = {
+            split: {k: v for k, v in sorted(c.items(), key=_samples_first) if v}
+            for split, c in self._counts.items()
+        }
+        skipped = {k: Skipped(n, tuple(names)) for k, (n, names) in self._skipped.items()}
+        return Report(self.source, counts, skipped)
+
+    def __enter__(self) -> Conversion:
+        self._set.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            try:
+                self._finish()
+            except BaseException as late:
+                self._set.__exit__(type(late), late, late.__traceback__)
+                raise
+        self._set.__exit__(kind, error, trace)
+
+    def _finish(self) -> None:
+        if not self._counts:
+            why = "; ".join(f"{v[0]} skipped: {k}, first {v[1][0]}" for k, v in self._skipped.items())
+            raise SourceError(
+                f"{self.source}: the input gives no sample ({why or 'its files are empty'}); "
+                "compare it with the layout in docs/data.md"
+            )
+        text = json.dumps(self.report.as_dict(), ensure_ascii=False, indent=1)
+        self._set.add_file(REPORT, text + "\n")
+
+
+def _samples_first(item: tuple[str, int]) -> tuple[bool, bool, str]:
+    return item[0] != "samples", item[0] != "images", item[0]
+
+
+def _item_counts(content: Mapping[str, Any]) -> Mapping[str, int]:
+    return count_items(json.dumps(content).encode())
+
+
+def _prefixes(out: Path) -> tuple[str, ...]:
+    """Splits that an earlier conversion wrote to the folder."""
+    try:
+        return tuple(json.loads((out / REPORT).read_bytes())["counts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
+# --- stable choices -----------------------------------------------------------------------------
+
+
+def stable_fraction(*key: object) -> float:
+    """A number in [0, 1) that depends on the key alone."""
+    digest = blake2b("\x1f".join(map(str, key)).encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def hold_back(names: Iterable[str], salt: str, **counts: int) -> dict[str, str]:
+    """Split by name: so many of each held-back split, the rest ``train``, chosen by hash."""
+    ordered = sorted(names, key=lambda name: (stable_fraction(salt, name), name))
+    splits = {name: "train" for name in ordered}
+    rest = iter(ordered)
+    for split, count in counts.items():
+        for _ in range(count):
+            splits[next(rest)] = split
+    return splits
+
+
+def check_shares(**shares: float) -> None:
+    """Shares held back must be in 0..1 and leave something to train on.
+
+    Raises:
+        SourceError: they are not.
+    """
+    if any(not 0 <= s < 1 for s in shares.values()) or sum(shares.values()) >= 1:
+        told = ", ".join(f"{k}={v}" for k, v in shares.items())
+        raise SourceError(f"{told}: shares held back are fractions, together below 1")
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def need_folder(path: Path | None, source: str, holds: str) -> Path:
+    """The input folder.
+
+    Raises:
+        SourceError: not given, or not there.
+    """
+    if path is None:
+        raise SourceError(f"{source}: give the folder to convert ({holds})")
+    path = Path(path)
+    if not path.is_dir():
+        raise SourceError(f"{path}: no such folder; {source} reads a folder with {holds}")
+    return path
+
+
+def first_file(candidates: Iterable[Path]) -> Path | None:
+    """The first path that is there."""
+    return next((p for p in candidates if p.exists()), None)
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    return open(path, "rb")
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file):
+                if number == 0:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                yield line.rstrip(b"\r\n")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise SourceError(f"{path}: not whole gzip data ({error}); download it again") from None
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror}); check it") from None
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a plain or gzip file."""
+    return sum(1 for _ in _raw_lines(path))
+
+
+def read_lines(path: Path, to: Conversion) -> Iterator[tuple[int, str | None]]:
+    r"""Numbered lines (from 1) of a UTF-8 file, plain or gzip, split at ``\n`` alone.
+
+    A line that is not UTF-8 comes as None, and is counted as skipped.
+    """
+    for number, line in enumerate(_raw_lines(path), start=1):
+        try:
+            yield number, line.decode("utf-8")
+        except UnicodeDecodeError:
+            to.skip("not UTF-8", f"{path.name}:{number}")
+            yield number, None
+
+
+def parallel_lines(
+    files: Mapping[str, Path], to: Conversion
+) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """Line i of every file, by name; lines that cannot be read as text are None.
+
+    Raises:
+        SourceError: the files differ in their number of lines; all counts are named.
+    """
+    check_line_counts(files.values())
+    readers = {name: read_lines(path, to) for name, path in files.items()}
+    for rows in zip(*readers.values(), strict=True):
+        yield rows[0][0], {name: row[1] for name, row in zip(readers, rows, strict=True)}
+
+
+def check_line_counts(paths: Iterable[Path]) -> int:
+    """The number of lines that all files have.
+
+    Raises:
+        SourceError: they differ.
+    """
+    counts = {path: count_lines(path) for path in paths}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{path} has {n} lines" for path, n in counts.items())
+        raise SourceError(
+            f"{told}: line i of one must translate line i of the other; download both again"
+        )
+    return next(iter(counts.values()), 0)
+
+
+def write_parallel(
+    to: Conversion,
+    split: str,
+    key: str,
+    texts: Mapping[str, str | None],
+    names: Mapping[str, str],
+    label: str | None = None,
+) -> None:
+    """Write one sentence in several languages, or count why not.
+
+    Args:
+        to: the conversion.
+        split: of the sample.
+        key: of the sample.
+        texts: by language; None where the line was not text (counted already).
+        names: where each text stands, for the report.
+        label: the sample's id, its split and key by default.
+    """
+    found = {}
+    for language, text in texts.items():
+        if text is not None and not text.strip():
+            to.skip("empty line", names[language])
+        elif text is not None:
+            found[language] = [text.strip()]
+    if len(found) < 2:
+        to.skip("sentence in fewer than two languages", f"{split}/{key}")
+        return
+    to.write(split, key, {"id": label or f"{split}/{key}", "parallel": True, "texts": found})
+
+
+def read_json(path: Path, expected: str, hook: Callable[[Any], Any] | None = None) -> Any:
+    """A parsed JSON file.
+
+    Args:
+        path: the file.
+        expected: what it should hold, for the error.
+        hook: applied to each object as soon as it is read, so that what is not needed of a large
+            file never adds up.
+
+    Raises:
+        SourceError: missing or not JSON.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: missing; it should hold {expected}")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file, object_hook=hook)
+    except ValueError as error:
+        raise SourceError(
+            f"{path}: not JSON ({error}); it should hold {expected}; download it again"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Image:
+    """An encoded image as it was found."""
+
+    extension: Literal["jpg", "png"]
+    data: bytes
+
+
+def read_image(path: Path, to: Conversion, name: str, count: int = 1) -> Image | None:
+    """An image's bytes; when there are none or they are neither JPEG nor PNG, None, and counted.
+
+    Args:
+        path: of the image.
+        to: where it is counted.
+        name: what to call it there.
+        count: how many items are lost with it.
+    """
+    if not path.is_file():
+        to.skip("image missing", name, count)
+        return None
+    data = path.read_bytes()
+    if data.startswith(b"\xff\xd8\xff"):
+        return Image("jpg", data)
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return Image("png", data)
+    to.skip("image is neither JPEG nor PNG", name, count)
+    return None
+
+
+def answer_list(answers: Sequence[str]) -> str:
+    """The text of ``answers.txt``: one answer a line."""
+    return "".join(f"{answer}\n" for answer in answers)

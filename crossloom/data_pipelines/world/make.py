@@ -1,0 +1,165 @@
+"""Writing the world as shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from crossloom.data_pipelines.world.describe import ANSWERS, describe
+from crossloom.data_pipelines.world.languages import LANGUAGES
+from crossloom.data_pipelines.world.scene import CLASS_NAMES, SPLITS, draw, make_scene, regions
+from crossloom.data_pipelines.world.speech import spoken
+from crossloom.data_pipelines.write import ShardWriter
+from crossloom.units import keyed_rng
+
+
+@dataclass(frozen=True)
+class WorldReport:
+    """What was written."""
+
+    scenes: dict[str, int]
+    spoken: dict[str, int]
+
+    def __str__(self) -> str:
+        scenes = ", ".join(f"{n} {s}" for s, n in self.scenes.items())
+        return f"scenes: {scenes}; spoken captions: {sum(self.spoken.values())}"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One shard."""
+
+    folder: str
+    prefix: str
+    number: int
+    split: str
+    first: int
+    last: int
+    seed: int
+    speech: bool
+
+
+def write_world(
+    out: Path,
+    *,
+    examples: int,
+    seed: int = 0,
+    dev: int | None = None,
+    test: int | None = None,
+    speech: int = 200,
+    shard_size: int = 1000,
+    processes: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> WorldReport:
+    """Write ``out/train-*.tar``, ``dev-*``, ``test-*``, ``speech-*`` and the word lists beside.
+
+    The result is a pure function of the arguments, byte for byte.
+
+    Args:
+        out: folder; made if missing.
+        examples: scenes to train on.
+        seed: of everything drawn.
+        dev, test: scenes held back; a twentieth of ``examples``, at least 200, when None.
+        speech: spoken captions to train on, and a fifth as many each for dev and test.
+        shard_size: scenes in a shard.
+        processes: that draw at a time; as many as there are cores when None.
+        overwrite: replace another world in ``out``.
+        progress: called with (scenes done, all).
+
+    Raises:
+        ValueError: ``out`` holds another world, and ``overwrite`` is not given.
+    """
+    held = max(200, examples // 20)
+    scenes = {
+        "train": examples,
+        "dev": held if dev is None else dev,
+        "test": held if test is None else test,
+    }
+    voices = {s: speech if s == "train" else speech // 5 for s in SPLITS}
+    settings = {"seed": seed, "scenes": scenes, "speech": voices, "shard_size": shard_size}
+    known = out / "world.json"
+    if known.is_file() and json.loads(known.read_text()) != settings and not overwrite:
+        raise ValueError(f"{known}: another world is there; choose another --out or --overwrite")
+    out.mkdir(parents=True, exist_ok=True)
+    staging = out / ".world.partial"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    jobs = [
+        _Job(str(staging), prefix, n, split, first, min(first + shard_size, count), seed, voiced)
+        for voiced, counts in ((False, scenes), (True, voices))
+        for split, count in counts.items()
+        for n, first in enumerate(range(0, count, shard_size))
+        for prefix in [f"speech-{split}" if voiced else split]
+    ]
+    try:
+        _run(jobs, processes or os.cpu_count() or 1, progress)
+        for old in [*out.glob("*.tar"), *out.glob("*.index.json")]:
+            old.unlink()
+        for shard in sorted(staging.iterdir()):
+            os.replace(shard, out / shard.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    (out / "answers.txt").write_text("\n".join(ANSWERS) + "\n", "utf-8")
+    (out / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n", "utf-8")
+    known.write_text(json.dumps(settings))
+    return WorldReport(scenes, voices)
+
+
+def _run(
+    jobs: list[_Job], processes: int, progress: Callable[[int, int | None], None] | None
+) -> None:
+    total, done = sum(j.last - j.first for j in jobs), 0
+    if processes == 1:
+        for job in jobs:
+            done += _write_shard(job)
+            if progress:
+                progress(done, total)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(_write_shard, j) for j in jobs]):
+            done += future.result()
+            if progress:
+                progress(done, total)
+
+
+def _write_shard(job: _Job) -> int:
+    make = _speech_sample if job.speech else _scene_sample
+    name = f"{job.prefix}-{job.number:06d}"
+    # a writer of one shard in a folder of its own: shards are made side by side
+    folder = Path(job.folder) / f".{name}"
+    with ShardWriter(folder, job.prefix, shard_size=max(1, job.last - job.first)) as writer:
+        for number in range(job.first, job.last):
+            key, members = make(job.seed, job.split, number)
+            writer.write(key, members)
+    (made,) = folder.glob("*.tar")
+    os.replace(made, Path(job.folder) / f"{name}.tar")
+    shutil.rmtree(folder)
+    return job.last - job.first
+
+
+def _scene_sample(seed: int, split: str, number: int) -> tuple[str, dict[str, object]]:
+    scene = make_scene(seed, split, number)
+    members = {
+        "png": draw(scene, seed),
+        "regions.npz": regions(scene, seed),
+        "json": describe(scene, seed),
+    }
+    return scene.key, members
+
+
+def _speech_sample(seed: int, split: str, number: int) -> tuple[str, dict[str, object]]:
+    """The short caption of the scene of the same number, spoken in a language drawn."""
+    scene = make_scene(seed, split, number)
+    rng = keyed_rng("world", seed, scene.key, "speech")
+    language = list(LANGUAGES)[int(rng.integers(len(LANGUAGES)))]
+    text = describe(scene, seed)["texts"][language][2]
+    key = f"speech-{scene.key}"
+    content = {"id": key, "texts": {language: [text]}, "language": language}
+    return key, {"flac": spoken(text, language, int(rng.integers(1000))), "json": content}

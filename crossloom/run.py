@@ -1,0 +1,72 @@
+"""A trained run, opened for use: the same verbs as on the command line, in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossloom.data_pipelines.collate import Example
+from crossloom.evaluation.predict import evaluation_collator
+from crossloom.models.model import CrossloomModel
+from crossloom.objectives.view import View
+from crossloom.training.recipe import Recipe
+from crossloom.training.run import load_weights, make_model, open_run, start_from
+from crossloom.units import Passage, keyed_rng
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its recipe."""
+
+    recipe: Recipe
+    model: CrossloomModel
+
+    @torch.inference_mode()
+    def encode(self, **streams: Sequence[Any]) -> dict[str, Tensor]:
+        """Mean final state of each stream, ``[E, width]``, for examples given stream by stream.
+
+        Args:
+            streams: by stream name, one value for each example: text as ``str`` or
+                ``(language, text)``; other modalities as the bytes of their shard member.
+
+        Streams given together read each other as the plan says.
+        """
+        sizes = {len(values) for values in streams.values()}
+        if len(sizes) != 1:
+            raise ValueError(f"streams of different lengths: { {k: len(v) for k, v in streams.items()} }")
+        collator = evaluation_collator(self.recipe)
+        examples = [
+            self._example(n, {s: v[n] for s, v in streams.items()}) for n in range(sizes.pop())
+        ]
+        view = View(name="encode", streams=tuple(streams))
+        batch = collator.show(view, examples)
+        encoded = self.model.encode(batch.to(next(self.model.parameters()).device))
+        return {s: encoded.mean(s).float().cpu() for s in streams}
+
+    def _example(self, number: int, values: Mapping[str, Any]) -> Example:
+        units = {}
+        for stream, value in values.items():
+            modality = self.recipe.modalities[stream].steady()
+            if isinstance(value, str):
+                value = (Passage("", value),)
+            elif isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+                value = (Passage(*value),)
+            units[stream] = modality.decode({modality.field: value}, keyed_rng("encode", number))
+        return Example(key=str(number), sample=str(number), epoch=0, units=units, labels={})
+
+
+def load(run: str | Path, device: str = "cpu") -> Loaded:
+    """Open a run directory.
+
+    Raises:
+        RecipeError: it is none, or holds no weights.
+    """
+    recipe = open_run(run)
+    model = make_model(recipe)
+    start_from(model, load_weights(run)[0])
+    return Loaded(recipe, model.to(device).eval())
