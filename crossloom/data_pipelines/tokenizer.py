@@ -88,7 +88,7 @@ def train(
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         prefix = str(Path(folder) / "model")
         sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter([t for texts in chosen.values() for t in texts]),
+            sentence_iterator=iter(_with_seeds([t for x in chosen.values() for t in x])),
             model_prefix=prefix,
             vocab_size=size,
             hard_vocab_limit=False,
@@ -106,6 +106,16 @@ def train(
         )
         os.replace(prefix + ".model", out)
     return fertility(out, chosen)
+
+
+def _with_seeds(lines: list[str]) -> list[str]:
+    """The lines, and each repeated word once more behind a comma.
+
+    SentencePiece proposes as pieces only what occurs in two *different* words, however often one of
+    them is seen; in a corpus of few words, even ``and`` would be spelt letter by letter.
+    """
+    words = Counter(word for line in lines for word in line.split())
+    return lines + [f"{word}," for word, count in words.items() if count > 1]
 
 
 def fertility(path: Path, texts: dict[str, list[str]]) -> dict[str, dict[str, float]]:

@@ -55,7 +55,7 @@ def sanitise(name: str) -> str:
     Names that lose something in this get a short hash of the whole name, so that they stay apart.
 
     >>> sanitise("1000268201_693b08cb0e"), sanitise("a.b")
-    ('1000268201_693b08cb0e', 'a-b-eb28e89a')
+    ('1000268201_693b08cb0e', 'a-b-31d1e1bc')
     """
     clean = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
     if clean == name and 0 < len(clean) <= 64:
@@ -277,7 +277,7 @@ class ShardSet:
         stale = [*find_shards(self.out, self._prefixes)]
         stale += [index_path(p) for p in stale if index_path(p).exists()]
         stale += [self.out / name for name in self._files if (self.out / name).exists()]
-        if stale and not self.overwrite and find_shards(self.out, self._prefixes):
+        if not self.overwrite and find_shards(self.out, self._prefixes):
             raise ShardError(f"{stale[0]}: was written by someone else meanwhile")
         aside = staging / "replaced"
         moved: list[tuple[Path, Path]] = []
@@ -355,7 +355,7 @@ class _Tars:
 
     def _open(self) -> tarfile.TarFile:
         self._file = _create(self.folder / self._final().name)
-        self._tar = tarfile.open(
+        self._tar = tarfile.open(  # noqa: SIM115 - closed with the shard
             fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT, encoding="utf-8"
         )
         return self._tar

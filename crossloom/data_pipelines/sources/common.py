@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, cast
 
-from crossloom.data_pipelines.shards import count_items
 from crossloom.data_pipelines.write import (
     SHARD_SIZE,
     Member,
@@ -46,7 +45,8 @@ class Report:
 
     source: str
     counts: Mapping[str, Mapping[str, int]]
-    """By split: ``samples``, ``images``, and items of the json (``texts.en``, ``questions``, …)."""
+    """By split: ``samples``, ``images``, and items of the json (``texts.en``, ``questions``,
+    ``pairs``, ``pairs.en``, ``boxes``)."""
     skipped: Mapping[str, Skipped]
     """By reason."""
 
@@ -68,8 +68,7 @@ class Report:
     def __str__(self) -> str:
         lines = []
         for split, counts in self.counts.items():
-            rest = ", ".join(f"{k} {v}" for k, v in counts.items() if k != "samples")
-            lines.append(f"{self.source} {split}: {counts['samples']} samples ({rest})")
+            lines.append(f"{self.source} {split}: {_told(counts)}")
         for reason, items in self.skipped.items():
             more = ", …" if items.count > len(items.names) else ""
             lines.append(f"skipped {items.count}: {reason} ({', '.join(items.names)}{more})")
@@ -173,7 +172,9 @@ class Conversion:
 
     def _finish(self) -> None:
         if not self._counts:
-            why = "; ".join(f"{v[0]} skipped: {k}, first {v[1][0]}" for k, v in self._skipped.items())
+            why = "; ".join(
+                f"{v[0]} skipped: {k}, first {v[1][0]}" for k, v in self._skipped.items()
+            )
             raise SourceError(
                 f"{self.source}: the input gives no sample ({why or 'its files are empty'}); "
                 "compare it with the layout in docs/data.md"
@@ -187,7 +188,24 @@ def _samples_first(item: tuple[str, int]) -> tuple[bool, bool, str]:
 
 
 def _item_counts(content: Mapping[str, Any]) -> Mapping[str, int]:
-    return count_items(json.dumps(content).encode())
+    counts = {k: len(v) for k, v in content.items() if isinstance(v, list)}
+    counts |= {f"texts.{k}": len(v) for k, v in content.get("texts", {}).items()}
+    for language in (k for pair in content.get("pairs", ()) for k in pair["premise"]):
+        counts[f"pairs.{language}"] = counts.get(f"pairs.{language}", 0) + 1
+    return counts
+
+
+def _told(counts: Mapping[str, int]) -> str:
+    """Counts in a line; many languages are summed up."""
+    parts = []
+    for name, count in counts.items():
+        languages = [k for k in counts if k.startswith(f"{name.partition('.')[0]}.")]
+        if "." not in name or len(languages) <= 12:
+            parts.append(f"{count} {name}")
+        elif name == languages[0]:
+            total = sum(counts[k] for k in languages)
+            parts.append(f"{total} {name.partition('.')[0]} in {len(languages)} languages")
+    return ", ".join(parts)
 
 
 def _prefixes(out: Path) -> tuple[str, ...]:
@@ -210,7 +228,7 @@ def stable_fraction(*key: object) -> float:
 def hold_back(names: Iterable[str], salt: str, **counts: int) -> dict[str, str]:
     """Split by name: so many of each held-back split, the rest ``train``, chosen by hash."""
     ordered = sorted(names, key=lambda name: (stable_fraction(salt, name), name))
-    splits = {name: "train" for name in ordered}
+    splits = dict.fromkeys(ordered, "train")
     rest = iter(ordered)
     for split, count in counts.items():
         for _ in range(count):
