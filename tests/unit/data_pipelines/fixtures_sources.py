@@ -151,9 +151,7 @@ def easy_vqa(root: Path, train: int = 3) -> Path:
 
 def coco(root: Path, year: str = "2017") -> Path:
     for split, numbers in {"train": (9, 25), "val": (42,)}.items():
-        images = [
-            {"id": n, "file_name": f"{n:012d}.jpg", "width": 8, "height": 8} for n in numbers
-        ]
+        images = [{"id": n, "file_name": f"{n:012d}.jpg", "width": 8, "height": 8} for n in numbers]
         captions = [
             {"id": 10 * n + i, "image_id": n, "caption": f"Caption {i} of {n}.\n"}
             for n in numbers

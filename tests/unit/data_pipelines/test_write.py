@@ -97,14 +97,17 @@ def test_sanitise_keeps_names_apart() -> None:
 
 def test_an_exception_leaves_what_was_there(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(RuntimeError), ShardWriter(out, "train") as writer:
+    with pytest.raises(RuntimeError), ShardWriter(out, "train") as writer:  # noqa: PT012
         writer.write("a", {"txt": "x"})
         raise RuntimeError
     assert not out.exists()  # it had to be made, and stayed empty
 
     fill(out, "old")
     before = files(out)
-    with pytest.raises(KeyboardInterrupt), ShardWriter(out, "train", overwrite=True) as writer:
+    with (  # noqa: PT012
+        pytest.raises(KeyboardInterrupt),
+        ShardWriter(out, "train", overwrite=True) as writer,
+    ):
         writer.write("a", {"txt": "x"})
         assert {p for p in out.glob("*.tar") if p.name not in before} == set()
         raise KeyboardInterrupt
@@ -169,7 +172,9 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monk
         fill(tmp_path, "new", overwrite=True)
     assert caught.value.errno == errno.ENOSPC
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'train-000000.tar'}: No space left on device; make room")
+    assert message.startswith(
+        f"{tmp_path / 'train-000000.tar'}: No space left on device; make room"
+    )
     assert "\n" not in message
     assert files(tmp_path) == before
 
@@ -178,7 +183,8 @@ def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(ShardError, match="is a file"):
         ShardWriter(tmp_path / "out", "train")
-    with pytest.raises(WriteError, match="Not a directory"), ShardWriter(
-        tmp_path / "out" / "below", "train"
+    with (
+        pytest.raises(WriteError, match="Not a directory"),
+        ShardWriter(tmp_path / "out" / "below", "train"),
     ):
         pass
