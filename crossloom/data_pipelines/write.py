@@ -54,8 +54,8 @@ def sanitise(name: str) -> str:
 
     Names that lose something in this get a short hash of the whole name, so that they stay apart.
 
-    >>> sanitise("1000268201_693b08cb0e"), sanitise("a.b")
-    ('1000268201_693b08cb0e', 'a-b-31d1e1bc')
+    >>> sanitise("1234567890_0123abcdef"), sanitise("a.b")
+    ('1234567890_0123abcdef', 'a-b-31d1e1bc')
     """
     clean = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
     if clean == name and 0 < len(clean) <= 64:

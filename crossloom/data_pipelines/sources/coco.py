@@ -210,7 +210,7 @@ def _boxes(
 
 
 def _without_outline(row: dict[str, Any]) -> dict[str, Any]:
-    row.pop("segmentation", None)  # nine tenths of the file, not used
+    row.pop("segmentation", None)  # most of the file, not used
     return row
 
 

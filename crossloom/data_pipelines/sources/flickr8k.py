@@ -4,7 +4,7 @@ Reads one caption file, whichever is there, and the images beside it::
 
     images/<image>.jpg           (or Images/, Flicker8k_Dataset/, flickr30k_images/ …)
     captions.txt                 header image,caption; comma-separated with quotes (Kaggle)
-    Flickr8k.token.txt           1000268201_693b08cb0e.jpg#0<tab>A child in a pink dress …
+    Flickr8k.token.txt           1234567890_0123abcdef.jpg#0<tab>A dog runs on grass .
     results_20130124.token       the same of Flickr30k
     results.csv                  header image_name| comment_number| comment (Flickr30k, Kaggle)
     captions_de.tsv              optional, any language: header image, n, caption; tab-separated

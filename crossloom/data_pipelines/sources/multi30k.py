@@ -10,7 +10,7 @@ gzip; line i of every language says the same::
     image_splits/train.txt  …                      optional: the image of each line
 
 Each line becomes a sample of parallel text without image. Its id is the split and the name of the
-image when that is known (``train/1000092795.jpg``), else split and line, so that captions of a
+image when that is known (``train/1234567890.jpg``), else split and line, so that captions of a
 picture can be kept out of training when the picture is tested on elsewhere.
 
 Skipped, and counted: lines that are empty or not UTF-8 (in that language), and sentences left in

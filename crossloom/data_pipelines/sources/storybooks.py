@@ -8,10 +8,10 @@ Reads::
 A text is split at lines that are exactly ``##``. Section 1 is the title, section k belongs to
 picture k and to section k of every other language, the last section is metadata::
 
-    # A very tall man
+    # The blue boat
                                      (01.jpg)
     ##
-    His hoe was too short.
+    Asha finds a boat.
                                      (02.jpg)
     ##
     * License: [CC-BY]

@@ -4,8 +4,8 @@ Reads every ``<name>.<a>-<b>.<a>`` beside its ``<name>.<a>-<b>.<b>``, plain or g
 sentence a line; line i of one translates line i of the other. The Tatoeba test sentences of LASER
 have this form, and so have the plain-text ("Moses") files of OPUS::
 
-    tatoeba.deu-eng.deu     Lass uns etwas versuchen!
-    tatoeba.deu-eng.eng     Let's try something.
+    tatoeba.deu-eng.deu     Das Haus ist alt.
+    tatoeba.deu-eng.eng     The house is old.
     Tatoeba.de-en.de        …
 
 Each line becomes a sample of parallel text. Codes of ISO 639-3 become two-letter codes where there

@@ -88,7 +88,7 @@ def test_other_bad_samples(tmp_path: Path) -> None:
 
 
 def test_sanitise_keeps_names_apart() -> None:
-    assert sanitise("1000268201_693b08cb0e") == "1000268201_693b08cb0e"
+    assert sanitise("1234567890_0123abcdef") == "1234567890_0123abcdef"
     names = ["a.b", "a/b", "a b", "ä", "ö", "", "x" * 300, "x" * 301]
     keys = [sanitise(n) for n in names]
     assert len(set(keys)) == len(names)
