@@ -1,0 +1,143 @@
+"""Stopped and resumed runs continue exactly; damaged checkpoints are refused."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from crossloom.models.presets import co_attention, dual_encoder
+from crossloom.testing.recipes import tiny_recipe
+from crossloom.training import checkpoint
+from crossloom.training.environment import start
+from crossloom.training.loop import RunError, train
+from crossloom.training.meters import read_journal
+from crossloom.training.recipe import RecipeError
+
+CPU = start("cpu")
+
+
+def losses(folder):
+    return [
+        {k: v for k, v in line.items() if k.endswith("/loss") or k == "step"}
+        for line in read_journal(folder / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    recipe = replace(tiny_recipe(world, contrast=True), save_every=1, keep=100)
+    recipe = replace(recipe, plan=replace(recipe.plan, dropout=0.2), ema=0.9)
+    train(recipe, out, CPU)
+    return recipe, out
+
+
+@pytest.mark.parametrize("step", [1, 5, 11])
+def test_a_run_stopped_anywhere_and_resumed_equals_one_never_stopped(whole, tmp_path, step):
+    recipe, out = whole
+    copy = tmp_path / "run"
+    shutil.copytree(out, copy)
+    (copy / "model.safetensors").unlink()
+    for path in checkpoint.checkpoints(copy / "checkpoints"):
+        if int(path.name.split("-")[1]) > step:
+            shutil.rmtree(path)
+    train(recipe, copy, CPU, resume=True)
+    assert losses(copy) == losses(out)
+    one, other = (checkpoint.load(checkpoint.checkpoints(x / "checkpoints")[-1]) for x in (out, copy))
+    for name, weight in one.weights.items():
+        assert torch.equal(weight, other.weights[name]), name
+    assert (copy / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_workers_change_nothing(whole, tmp_path):
+    recipe, out = whole
+    train(replace(recipe, workers=2, save_every=100), tmp_path / "run", CPU)
+    assert losses(tmp_path / "run") == losses(out)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "swap"])
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_used(whole, tmp_path, damage):
+    _, out = whole
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(out / "checkpoints", folder)
+    last, before = checkpoint.checkpoints(folder)[-1], checkpoint.checkpoints(folder)[-2]
+    file = last / "state.safetensors"
+    data = file.read_bytes()
+    if damage == "flip":
+        file.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    elif damage == "cut":
+        file.write_bytes(data[:-100])
+    elif damage == "remove":
+        file.unlink()
+    else:
+        shutil.copyfile(before / "state.safetensors", file)
+    path, refused = checkpoint.newest(folder)
+    assert path == before
+    assert "state.safetensors" in refused[0]
+    with pytest.raises(checkpoint.CheckpointError, match=r"state\.safetensors"):
+        checkpoint.load(last)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(whole):
+    recipe, out = whole
+    with pytest.raises(RecipeError, match="--resume"):
+        train(recipe, out, CPU)
+
+
+def test_another_vocabulary_is_refused(whole, world, tmp_path):
+    recipe, out = whole
+    copy = tmp_path / "run"
+    shutil.copytree(out, copy)
+    path = checkpoint.checkpoints(copy / "checkpoints")[-1]
+    notes = json.loads((path / "state.json").read_text())
+    notes["identities"]["text"] = "0123456789abcdef"
+    (path / "state.json").write_text(json.dumps(notes))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["state.json"] = checkpoint._fingerprint(path / "state.json")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RecipeError, match=r"modalities\.text\.vocabulary.*0123456789abcdef"):
+        train(replace(recipe, steps=20), copy, CPU, resume=True)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_intact(world, tmp_path, monkeypatch):
+    recipe = replace(tiny_recipe(world), steps=8, save_every=4)
+    train(replace(recipe, steps=4), tmp_path / "run", CPU)
+    before = {p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file()}
+
+    def full(tensors, path, *_):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(RunError, match="No space left"):
+        train(recipe, tmp_path / "run", CPU, resume=True)
+    after = {p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file()}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        dual_encoder("text", "image", layers=1, width=16, heads=2),
+        co_attention("text", "image", first=1, pairs=1, width=16, heads=2, image_width=24,
+                     bridge=24, bridge_heads=2, image_hidden=24),
+    ],
+)  # fmt: skip
+def test_other_plans_train(world, tmp_path, plan):
+    recipe = replace(tiny_recipe(world, plan=plan), steps=4)
+    train(recipe, tmp_path / "run", CPU)
+    seen = {name for line in losses(tmp_path / "run") for name in line}
+    assert {"mlm/loss", "mrfr/loss", "itm/loss"} <= seen
+
+
+def test_training_lowers_every_loss(world, tmp_path):
+    recipe = replace(tiny_recipe(world, contrast=True), steps=120, log_every=1, save_every=1000)
+    recipe = replace(recipe, optim=replace(recipe.optim, rate=3e-3), examples=16, micro=1)
+    train(recipe, tmp_path / "run", CPU)
+    lines = losses(tmp_path / "run")
+    for name in ("mlm", "tlm", "mrc", "mrfr", "itc"):
+        values = [x[f"{name}/loss"] for x in lines if f"{name}/loss" in x]
+        third = len(values) // 3
+        assert sum(values[-third:]) < 0.95 * sum(values[:third]), name
