@@ -53,7 +53,7 @@ class Stream:
         hidden: Any,
         length: Any,
     ) -> Stream:
-        """A stream whose derived fields (``start``, ``example``, ``longest``) follow from lengths."""
+        """A stream; ``start``, ``example`` and ``longest`` follow from the lengths."""
         return cls(
             content=content,
             whole=whole,

@@ -142,9 +142,14 @@ def check(
 ) -> None:
     """Read every sample; count and list what is wrong with it."""
     from crossloom.data_pipelines.check import check_shards
+    from crossloom.training.recipe import load_recipe
 
+    modalities = None
+    if recipe:
+        chosen = load_recipe(recipe).located()
+        modalities = {s: m for s, m in chosen.modalities.items() if m.kind != "text"}
     with counting("shards check") as progress:
-        report = check_shards(patterns, recipe, quarantine, progress)
+        report = check_shards(patterns, modalities, quarantine, progress)
     table = Table("defect", "samples")
     for kind, count in sorted(report.defects.items()):
         table.add_row(kind, str(count))

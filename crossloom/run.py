@@ -38,7 +38,9 @@ class Loaded:
         """
         sizes = {len(values) for values in streams.values()}
         if len(sizes) != 1:
-            raise ValueError(f"streams of different lengths: { {k: len(v) for k, v in streams.items()} }")
+            raise ValueError(
+                f"streams of different lengths: { {k: len(v) for k, v in streams.items()} }"
+            )
         collator = evaluation_collator(self.recipe)
         examples = [
             self._example(n, {s: v[n] for s, v in streams.items()}) for n in range(sizes.pop())

@@ -64,9 +64,7 @@ def exhibit(
         else:
             fate[stream] = draw_fates(these, hide, rng)
             content[stream] = modalities[stream].substitute(these, fate[stream], rng)
-    shown = Shown(
-        key=example.key, units=units, fate=fate, matched=matched, labels=example.labels
-    )
+    shown = Shown(key=example.key, units=units, fate=fate, matched=matched, labels=example.labels)
     return Exhibit(shown, content)
 
 

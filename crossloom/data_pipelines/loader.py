@@ -33,9 +33,7 @@ class Stack:
     ) -> None:
         self.parts, self.mixture, self.collator, self.examples = parts, mixture, collator, examples
         self._streams = {
-            name: frozenset(
-                s for o in part.objectives for s in collator.objectives[o].view.streams
-            )
+            name: frozenset(s for o in part.objectives for s in collator.objectives[o].view.streams)
             for name, part in parts.items()
         }
 
@@ -145,7 +143,7 @@ def load(
         yield [next(batches) for _ in range(shares.passes)]
 
 
-def _same(batch: Batch) -> Batch:
+def _same(batch: Any) -> Any:
     return batch
 
 

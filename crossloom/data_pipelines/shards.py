@@ -60,7 +60,7 @@ class Shard:
 
 @lru_cache(maxsize=64)
 def _opened(path: str, process: int) -> Any:
-    return open(path, "rb")  # noqa: SIM115 - kept open for reads by position
+    return open(path, "rb")
 
 
 def _descriptor(path: str) -> int:
@@ -101,7 +101,7 @@ def open_shards(patterns: str | Sequence[str], root: str | Path = "") -> tuple[S
 
 
 def load_index(path: str | Path) -> Shard:
-    """A shard with its index: the saved one when it fits the tar, else a new one, saved if possible."""
+    """A shard with its index: the saved one if it fits the tar, else a new one that is saved."""
     path = Path(path)
     status = path.stat()
     stamp = {"format": FORMAT, "size": status.st_size, "modified": status.st_mtime_ns}
@@ -135,13 +135,15 @@ def build_index(path: Path) -> Shard:
         ShardError: the file is no tar, or ends in the middle.
     """
     entries: list[Entry] = []
-    key, members, items = "", {}, {}
+    key = ""
+    members: dict[str, tuple[int, int]] = {}
+    items: dict[str, int] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if not member.isfile():
                     continue
-                name, _, extension = member.name.rpartition("/")[2].partition(".")
+                _, _, extension = member.name.rpartition("/")[2].partition(".")
                 stem = member.name[: len(member.name) - len(extension) - 1]
                 if stem != key and key:
                     entries.append(Entry(key, members, items))
@@ -152,7 +154,9 @@ def build_index(path: Path) -> Shard:
                     file = tar.extractfile(member)
                     items = count_items(file.read() if file else b"")
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise ShardError(f"{path}: not a readable tar ({error}); convert or copy it again") from None
+        raise ShardError(
+            f"{path}: not a readable tar ({error}); convert or copy it again"
+        ) from None
     if key:
         entries.append(Entry(key, members, items))
     return Shard(str(path), tuple(entries))
@@ -198,5 +202,3 @@ def describe(shards: Iterable[Shard]) -> dict[str, Any]:
             for name, count in entry.items.items():
                 total["items"][name] = total["items"].get(name, 0) + count
     return total
-
-

@@ -27,7 +27,9 @@ class Source:
             ShardError: no sample gives the reader an example.
         """
         self.name, self.shards, self.reader = name, shards, reader
-        self.ends = [np.cumsum([reader.items(e) for e in s.entries], dtype=np.int64) for s in shards]
+        self.ends = [
+            np.cumsum([reader.items(e) for e in s.entries], dtype=np.int64) for s in shards
+        ]
         self.counts = [int(e[-1]) if len(e) else 0 for e in self.ends]
         if sum(self.counts) == 0:
             raise ShardError(

@@ -67,7 +67,10 @@ def finetune(
     recipe = override(finetune_recipe(task, run, scratch=scratch, data=data), rest)
     train(recipe, out, environment, resume=resume, display=display)
     if environment.main:
-        settings = {"task": name, "settings": TypeAdapter(type(task)).dump_python(task, mode="json")}
+        settings = {
+            "task": name,
+            "settings": TypeAdapter(type(task)).dump_python(task, mode="json"),
+        }
         write_atomically(out / "task.json", json.dumps(settings, indent=1))
     return recipe
 
@@ -89,7 +92,9 @@ def evaluate(
     if (run / "task.json").is_file():
         known = json.loads((run / "task.json").read_text())
         if known["task"] == name:
-            remembered = [f"{k}={json.dumps(v)}" for k, v in known["settings"].items() if k != "budget"]
+            remembered = [
+                f"{k}={json.dumps(v)}" for k, v in known["settings"].items() if k != "budget"
+            ]
     task, rest = make_task(name, [*remembered, *assignments])
     recipe = override(open_run(run), rest)
     model = make_model(recipe)

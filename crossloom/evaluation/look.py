@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,13 @@ import torch
 
 from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.loader import decode
+from crossloom.data_pipelines.show import picture
 from crossloom.data_pipelines.source import Source
 from crossloom.evaluation.predict import evaluation_collator, shown
+from crossloom.modalities.text import Text
 from crossloom.models.attention import Attention
 from crossloom.models.model import CrossloomModel
-from crossloom.modalities.text import Text
 from crossloom.training.recipe import Recipe
-
-_PICTURES = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "webp": "image/webp"}
-
-
-def picture(members: Mapping[str, bytes]) -> str:
-    """The sample's picture as a data URI, or ``""``."""
-    for extension, kind in _PICTURES.items():
-        if extension in members:
-            return f"data:{kind};base64,{base64.b64encode(members[extension]).decode()}"
-    return ""
 
 
 class Album:

@@ -31,7 +31,10 @@ def _svg(figure: Any) -> str:
 
 
 def curves(
-    journal: Sequence[Mapping[str, float]], names: Mapping[str, str], title: str, share: bool = False
+    journal: Sequence[Mapping[str, float]],
+    names: Mapping[str, str],
+    title: str,
+    share: bool = False,
 ) -> str:
     """Lines over steps: ``names`` maps keys of the journal to labels."""
     figure, axes = _figure(5.2, 2.9)

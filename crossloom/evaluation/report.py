@@ -100,8 +100,8 @@ def write_report(runs: Sequence[Path], page: Path) -> None:
         lead=_lead(recipe),
         facts=_facts(run, recipe, journal),
         scores=_scores(best, fresh),
-        details=[Markup(s) for s in _details(best, fresh)],  # noqa: S704 - our own SVG
-        curves=[Markup(s) for s in _curves(journal)],  # noqa: S704
+        details=[Markup(s) for s in _details(best, fresh)],
+        curves=[Markup(s) for s in _curves(journal)],
         answers=_answers(best.get("vqa")),
         searches=_searches(best.get("retrieval")),
         inferences=_inferences(best.get("xnli")),
@@ -119,9 +119,7 @@ def _lead(recipe: Recipe) -> str:
     return f"{streams}, trained with {', '.join(recipe.objectives)}."
 
 
-def _facts(
-    run: Path, recipe: Recipe, journal: Sequence[dict[str, Any]]
-) -> list[tuple[str, str]]:
+def _facts(run: Path, recipe: Recipe, journal: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     weights, _ = load_weights(run)
     width = max(recipe.plan.widths.values())
     facts = [
@@ -201,11 +199,13 @@ def _pick(records: Sequence[dict[str, Any]], right: int, wrong: int) -> list[dic
     for good, count in ((True, right), (False, wrong)):
         left = [r for r in records if (r["score"] > 0) == good]
         seen: dict[tuple[Any, ...], int] = {}
-        ranked = []
+        ranked: list[tuple[int, int]] = []
         for record in left:
             group = (record.get("kind"), record.get("language"))
             seen[group] = seen.get(group, 0) + 1
-            languages = seen[("", record.get("language"))] = seen.get(("", record.get("language")), 0) + 1
+            languages = seen[("", record.get("language"))] = (
+                seen.get(("", record.get("language")), 0) + 1
+            )
             kinds = seen[(record.get("kind"), "")] = seen.get((record.get("kind"), ""), 0) + 1
             ranked.append((seen[group] + languages + kinds, len(ranked)))
         chosen += [left[n] for _, n in sorted(ranked)[:count]]
@@ -252,7 +252,9 @@ def _searches(tuned: Tuned | None) -> list[dict[str, Any]]:
             )
         if record["image"] not in record["found"]:
             picture = album.picture(record["image"])
-            shown.append({"key": record["image"], "kind": "aim", "label": "right", "picture": picture})
+            shown.append(
+                {"key": record["image"], "kind": "aim", "label": "right", "picture": picture}
+            )
         rows.append({**record, "found": shown})
     return rows
 

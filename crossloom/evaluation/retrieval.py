@@ -1,4 +1,4 @@
-"""Retrieval in both directions: a dual encoder ranks all, the matching head ranks the best again."""
+"""Retrieval in both directions: a dual encoder ranks all, a matching head the best again."""
 
 from __future__ import annotations
 
@@ -71,9 +71,7 @@ class Retrieval(Task):
         reader = Texts(languages=self.languages)
         return Component(shards=self.train, reader=reader, objectives=("itc", "itm"))
 
-    def evaluate(
-        self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None
-    ) -> Result:
+    def evaluate(self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None) -> Result:
         """Rank all texts and images of the test shards."""
         heads = {o.kind: n for n, o in recipe.objectives.items() if o.kind in ("contrast", "match")}
         if not heads:

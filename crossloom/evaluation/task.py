@@ -42,7 +42,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """Something to fine-tune and evaluate. Subclasses set ``kind``, the name on the command line."""
+    """Something to fine-tune and evaluate. Subclasses set ``kind``, its name for people."""
 
     kind: ClassVar[str]
     train: str = "train-*.tar"
@@ -64,9 +64,7 @@ class Task(ABC):
         """What fine-tuning reads."""
 
     @abstractmethod
-    def evaluate(
-        self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None
-    ) -> Result:
+    def evaluate(self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None) -> Result:
         """Score a fine-tuned (or zero-shot) model on the test shards of ``recipe.data``."""
 
     def recipe(self, base: Recipe, start: str) -> Recipe:

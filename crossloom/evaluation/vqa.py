@@ -61,19 +61,17 @@ class Vqa(Task):
         reader = Questions(languages=self.languages)
         return Component(shards=self.train, reader=reader, objectives=("vqa",))
 
-    def evaluate(
-        self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None
-    ) -> Result:
+    def evaluate(self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None) -> Result:
         """Score the answers to all questions of the test shards."""
         objective = recipe.objectives["vqa"]
         if not isinstance(objective, Classify):
-            raise RecipeError(f"{recipe.name}: objectives.vqa is no classifier; fine-tune vqa first")
+            raise RecipeError(
+                f"{recipe.name}: objectives.vqa is no classifier; fine-tune vqa first"
+            )
         source = self.source(recipe, self.component(recipe), self.test)
         defects: list[Defect] = []
         logits, labels, keys = gather(
-            predict(
-                model, recipe, source, ("vqa",), progress=watch, defects=defects
-            ),
+            predict(model, recipe, source, ("vqa",), progress=watch, defects=defects),
             "vqa",
         )
         best = logits.argmax(1).tolist()

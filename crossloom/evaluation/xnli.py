@@ -59,9 +59,7 @@ class Xnli(Task):
         reader = Pairs(languages=self.languages)
         return Component(shards=self.train, reader=reader, objectives=("xnli",))
 
-    def evaluate(
-        self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None
-    ) -> Result:
+    def evaluate(self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None) -> Result:
         """Accuracy in each language."""
         if "xnli" not in recipe.objectives:
             raise RecipeError(f"{recipe.name}: has no objective xnli; fine-tune xnli first")

@@ -76,7 +76,9 @@ class Modality(ABC):
         """The targets on offer, by name; they are keys of ``Units.targets``."""
         return {}
 
-    def substitute(self, units: Units, fate: Array, rng: np.random.Generator) -> Mapping[str, Array]:
+    def substitute(
+        self, units: Units, fate: Array, rng: np.random.Generator
+    ) -> Mapping[str, Array]:
         """The content a corrupted view shows, given each unit's :class:`~crossloom.units.Fate`.
 
         Discrete modalities return new ids for hidden and swapped units (copies, never the input).

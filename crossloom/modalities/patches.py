@@ -106,7 +106,9 @@ class Patches(Modality):
         """A grey picture's units (for the linear layer, one of them)."""
         if self.tower:
             grey = np.full((3, self.size, self.size), 127, np.uint8)
-            return make_units({}, count=_tower_shape(self.tower, self.size)[0], whole={"image": grey})
+            return make_units(
+                {}, count=_tower_shape(self.tower, self.size)[0], whole={"image": grey}
+            )
         units = self._units(np.full((1, 3 * self.patch**2), 127, np.uint8))
         return units
 
@@ -136,6 +138,7 @@ def decode_image(data: bytes, name: str, max_pixels: int) -> Array:
     from PIL import Image, UnidentifiedImageError
 
     try:
+        image: Image.Image
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             if width * height > max_pixels:
@@ -160,7 +163,7 @@ def fit(picture: Array, size: int, augment: Augment | None, rng: np.random.Gener
     tensor = torch.from_numpy(np.ascontiguousarray(picture))
     if augment is None:
         out = transforms.resize(tensor, [size, size], antialias=True)
-        return out.numpy()  # type: ignore[no-any-return]
+        return out.numpy()
     height, width = picture.shape[1:]
     area = height * width * rng.uniform(*augment.scale)
     ratio = float(np.exp(rng.uniform(*np.log(augment.ratio))))
@@ -170,7 +173,7 @@ def fit(picture: Array, size: int, augment: Augment | None, rng: np.random.Gener
     out = transforms.resized_crop(tensor, top, left, high, wide, [size, size], antialias=True)
     if augment.flip and rng.random() < augment.flip:
         out = transforms.horizontal_flip(out)
-    return out.numpy()  # type: ignore[no-any-return]
+    return out.numpy()
 
 
 def cut(picture: Array, patch: int) -> Array:
@@ -218,7 +221,7 @@ def _make_tower(name: str, size: int) -> nn.Module:
     if kind == "timm":
         import timm
 
-        options = {"img_size": size} if "vit" in model or "swin" in model else {}
+        options: dict[str, Any] = {"img_size": size} if "vit" in model or "swin" in model else {}
         return timm.create_model(model, pretrained=False, num_classes=0, **options)
     if kind == "open_clip":
         import open_clip
@@ -226,7 +229,7 @@ def _make_tower(name: str, size: int) -> nn.Module:
         whole: Any = open_clip.create_model(model, pretrained=None, force_image_size=size)
         visual = whole.visual
         visual.output_tokens = True
-        return visual  # type: ignore[no-any-return]
+        return visual
     raise ValueError(f"tower {name!r}: write timm:NAME or open_clip:NAME")
 
 
@@ -237,9 +240,9 @@ def _tokens(name: str, tower: nn.Module, image: Tensor) -> Tensor:
         if out.dim() == 4:  # a convolutional map; timm's transformers of windows put channels last
             last = out.shape[-1] == getattr(tower, "num_features", -1)
             out = out.flatten(1, 2) if last else out.flatten(2).transpose(1, 2)
-        return out  # type: ignore[no-any-return]
+        return out
     _, tokens = tower(image)
-    return tokens  # type: ignore[no-any-return]
+    return tokens
 
 
 class TowerEmbedder(Embedder):

@@ -67,7 +67,7 @@ class Regions(Modality):
             raise BadSample("NaN features", f"{self.field}: features are not all finite")
         corners = _shares(box, size, self.field)
         feature = np.ascontiguousarray(feature, np.float32)
-        targets = {"feature": feature.copy()}
+        targets: dict[str, Array] = {"feature": feature.copy()}
         if self.classes:
             targets |= self._classes(arrays, len(arrays["features"]))
         return make_units(
@@ -92,7 +92,9 @@ class Regions(Modality):
         if "labels" in arrays and "probabilities" not in arrays:
             label = self._array(arrays, "labels", (count,))[: self.limit].astype(np.int64)
             if label.min(initial=0) < 0 or label.max(initial=0) >= self.classes:
-                raise BadSample("wrong shape", f"{self.field}: labels beyond {self.classes} classes")
+                raise BadSample(
+                    "wrong shape", f"{self.field}: labels beyond {self.classes} classes"
+                )
             return {"class": label, "classes": np.eye(self.classes, dtype=np.float32)[label]}
         chance = self._array(arrays, "probabilities", (count, self.classes))[: self.limit]
         chance = chance.astype(np.float32)
@@ -103,7 +105,7 @@ class Regions(Modality):
 
     def blank(self) -> Units:
         """One region of zeros."""
-        targets = {"feature": np.zeros((1, self.features), np.float32)}
+        targets: dict[str, Array] = {"feature": np.zeros((1, self.features), np.float32)}
         if self.classes:
             targets["class"] = np.zeros(1, np.int64)
             targets["classes"] = np.full((1, self.classes), 1 / self.classes, np.float32)
@@ -176,8 +178,8 @@ def _array(data: bytes) -> Array:
 @lru_cache(maxsize=4096)
 def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     file = io.BytesIO(data)
-    np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
+    np.lib.format.read_magic(file)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype.hasobject:
         raise ValueError("holds pickled objects, which are never loaded")
     return shape, fortran, dtype
@@ -187,7 +189,9 @@ def _shares(box: Array, size: Array, field: str) -> Array:
     """Corners in 0..1; half a per cent of overhang is cut off, more is an error."""
     width, height = (float(x) for x in size)
     if not (width > 0 and height > 0 and np.isfinite(box).all()):
-        raise BadSample("box outside image", f"{field}: size {width}x{height}, boxes {box.tolist()}")
+        raise BadSample(
+            "box outside image", f"{field}: size {width}x{height}, boxes {box.tolist()}"
+        )
     corners = box.astype(np.float32) / np.array([width, height, width, height], np.float32)
     if corners.min() < -0.005 or corners.max() > 1.005 or (corners[:, 2:] < corners[:, :2]).any():
         worst = box[int(np.abs(corners - 0.5).max(1).argmax())].tolist()
@@ -239,10 +243,12 @@ class RegionEmbedder(Embedder):
     def forward(self, stream: Stream) -> Tensor:
         """``[N, width]``."""
         seen = torch.where(stream.hidden[:, None], self.mask, stream.content["feature"])
-        total = self.feature_norm(self.feature(seen)) + self.box_norm(self.box(stream.content["box"]))
+        total = self.feature_norm(self.feature(seen)) + self.box_norm(
+            self.box(stream.content["box"])
+        )
         if self.how == "mean_of_norms":
             total = total / 2
-        return self.dropout(self.norm(total))  # type: ignore[no-any-return]
+        return self.dropout(self.norm(total))
 
     def tied(self, target: str) -> Tensor | None:
         """The feature layer's weight, transposed, for the target ``feature`` (UNITER)."""

@@ -104,7 +104,7 @@ def decode_sound(data: bytes, name: str, rate: int, seconds: float) -> Array:
         raise BadSample("silent", f"{name}: nothing but silence")
     if found != rate:
         mono = soxr.resample(mono, found, rate)
-    return mono[: int(seconds * rate)].astype(np.float32)  # type: ignore[no-any-return]
+    return mono[: int(seconds * rate)].astype(np.float32)
 
 
 @lru_cache(maxsize=8)
@@ -119,7 +119,7 @@ def mel_filters(rate: int, bins: int, size: int) -> Array:
     hertz = np.linspace(0, rate / 2, size // 2 + 1)[:, None]
     rise = (hertz - points[:-2]) / (points[1:-1] - points[:-2])
     fall = (points[2:] - hertz) / (points[2:] - points[1:-1])
-    return np.maximum(0, np.minimum(rise, fall))  # type: ignore[no-any-return]
+    return np.maximum(0, np.minimum(rise, fall))
 
 
 def log_mel(wave: Array, rate: int, bins: int) -> Array:
@@ -137,7 +137,7 @@ def normalise(mel: Array) -> Array:
     """Each bin with mean 0 and deviation 1 over the utterance."""
     if len(mel) == 0:
         return mel
-    return (mel - mel.mean(0)) / (mel.std(0) + 1e-5)  # type: ignore[no-any-return]
+    return (mel - mel.mean(0)) / (mel.std(0) + 1e-5)
 
 
 class SpeechEmbedder(Embedder):

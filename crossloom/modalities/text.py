@@ -150,11 +150,15 @@ class Text(Modality):
         passages = _passages(sample, self.field)
         vocab = self.vocab
         pieces = [vocab.encode(p.text) for p in passages]
-        for passage, ids in zip(passages, pieces, strict=True):
-            if len(ids) == 0:
+        for passage, part in zip(passages, pieces, strict=True):
+            if len(part) == 0:
                 raise BadSample("empty text", f"{self.field}: no units in {passage.text!r}")
         pieces = _cut(pieces, self.limit - 2 * len(pieces))
-        ids, group, segment, position, language = [], [], [], [], []
+        ids: list[Array] = []
+        group: list[Array] = []
+        segment: list[Array] = []
+        position: list[Array] = []
+        language: list[Array] = []
         groups = 0
         for number, (passage, part) in enumerate(zip(passages, pieces, strict=True)):
             head = vocab.begin if number == 0 else vocab.end
@@ -206,7 +210,9 @@ class Text(Modality):
         """``token``: the id itself."""
         return {"token": Target(dim=self.vocab.size, form="index")}
 
-    def substitute(self, units: Units, fate: Array, rng: np.random.Generator) -> Mapping[str, Array]:
+    def substitute(
+        self, units: Units, fate: Array, rng: np.random.Generator
+    ) -> Mapping[str, Array]:
         """Hidden ids become ``<mask>``, swapped ones a random ordinary id."""
         token = np.where(fate == Fate.HIDE, self.vocab.mask, units.content["token"])
         swapped = np.flatnonzero(fate == Fate.SWAP)
@@ -234,7 +240,9 @@ class Text(Modality):
 def _passages(sample: Sample, field: str) -> tuple[Passage, ...]:
     value = sample.get(field)
     if value is None:
-        raise BadSample("missing member", f"no member {field!r}; it has {', '.join(sorted(sample))}")
+        raise BadSample(
+            "missing member", f"no member {field!r}; it has {', '.join(sorted(sample))}"
+        )
     if isinstance(value, bytes):
         try:
             return (Passage("", value.decode("utf-8")),)

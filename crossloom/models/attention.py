@@ -1,7 +1,7 @@
 """Attention between ragged streams: one function, whatever the plan asks for.
 
 Queries are the units of one or more streams laid end to end, keys those of the streams they read.
-A :class:`Together` says where each example's units of several streams lie; it is made once per view.
+A :class:`Together` says where each example's units of several streams lie, once per view.
 Two back ends give the same numbers: a padded masked one (any device), and variable-length kernels
 (``torch.nn.attention.varlen``, CUDA with bf16 or fp16) when nothing is masked inside an example.
 
@@ -87,7 +87,7 @@ class _Move(torch.autograd.Function):
         return x.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         reverse, *keep = ctx.saved_tensors
         out = gradient.index_select(0, reverse)
         if keep:
@@ -97,15 +97,15 @@ class _Move(torch.autograd.Function):
 
 def to_rectangle(x: Tensor, where: Together) -> Tensor:
     """``[N, …]`` laid flat to ``[E, L, …]``; places without a unit hold an arbitrary row."""
-    out = _Move.apply(x, where.pad, where.back, None)  # type: ignore[no-untyped-call]
-    return out.view(-1, where.longest, *x.shape[1:])  # type: ignore[no-any-return]
+    out = _Move.apply(x, where.pad, where.back, None)
+    return out.view(-1, where.longest, *x.shape[1:])
 
 
 def to_flat(x: Tensor, where: Together) -> Tensor:
     """``[E, L, …]`` back to ``[N, …]``."""
     flat = x.reshape(-1, *x.shape[2:])
     keep = where.valid.reshape(-1, *[1] * (flat.dim() - 1))
-    out: Tensor = _Move.apply(flat, where.back, where.pad, keep)  # type: ignore[no-untyped-call]
+    out: Tensor = _Move.apply(flat, where.back, where.pad, keep)
     return out
 
 
@@ -249,7 +249,7 @@ def _weights(q: Tensor, k: Tensor, to: Together, of: Together, mask: Tensor | No
 def _varlen(q: Tensor, k: Tensor, v: Tensor, to: Together, of: Together) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    out = varlen_attn(
+    out: Any = varlen_attn(
         q.index_select(0, to.ordered),
         k.index_select(0, of.ordered),
         v.index_select(0, of.ordered),

@@ -37,7 +37,7 @@ def _apply(modules: nn.ModuleDict, states: Mapping[str, Tensor], names: tuple[st
     """Each stream through its own weights (or the shared ones), laid end to end."""
     if _SHARED in modules:
         joined = torch.cat([states[n] for n in names]) if len(names) > 1 else states[names[0]]
-        return modules[_SHARED](joined)  # type: ignore[no-any-return]
+        return modules[_SHARED](joined)
     parts = [modules[n](states[n]) for n in names]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -121,9 +121,7 @@ class FeedBlock(nn.Module):
         widths = {o: plan.widths[s[0]] for o, s in owners.items()}
         self.up = nn.ModuleDict({o: nn.Linear(w, hidden) for o, w in widths.items()})
         self.down = nn.ModuleDict({o: nn.Linear(hidden, w) for o, w in widths.items()})
-        self.norm = nn.ModuleDict(
-            {o: nn.LayerNorm(w, eps=plan.epsilon) for o, w in widths.items()}
-        )
+        self.norm = nn.ModuleDict({o: nn.LayerNorm(w, eps=plan.epsilon) for o, w in widths.items()})
 
     def forward(self, states: States, layout: Layout) -> States:
         """New states of the streams named."""
@@ -140,7 +138,7 @@ class FeedBlock(nn.Module):
         inside = self.norm[owner](x) if self.pre else x
         gain = self.down[owner](self.activation(self.up[owner](inside)))
         total = x + F.dropout(gain, self.dropout, self.training)
-        return total if self.pre else self.norm[owner](total)  # type: ignore[no-any-return]
+        return total if self.pre else self.norm[owner](total)
 
 
 class FusionLayer(nn.Module):

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from crossloom.batch import Batch, Encoded, ViewBatch
-from crossloom.modalities.modality import Modality
+from crossloom.modalities.modality import Embedder, Modality
 from crossloom.models.attention import Attention
 from crossloom.models.fusion import Fusion
 from crossloom.models.plan import Plan
 from crossloom.objectives.objective import Objective
 from crossloom.objectives.reconstruct import ReconstructHead
+from crossloom.objectives.view import View
 
 
 class CrossloomModel(nn.Module):
@@ -33,10 +34,11 @@ class CrossloomModel(nn.Module):
         super().__init__()
         if set(modalities) != set(plan.widths):
             raise ValueError(
-                f"modalities are {', '.join(modalities)}; the plan's streams {', '.join(plan.widths)}"
+                f"modalities are {', '.join(modalities)}; "
+                f"the plan's streams are {', '.join(plan.widths)}"
             )
         self.views = {o: objective.view for o, objective in objectives.items()}
-        seen = {}
+        seen: dict[str, View] = {}
         for name, objective in objectives.items():
             try:
                 objective.check(modalities)
@@ -52,9 +54,12 @@ class CrossloomModel(nn.Module):
         self.fusion = Fusion(plan)
         self.heads = nn.ModuleDict({o: x.head(modalities, widths) for o, x in objectives.items()})
         for head in self.heads.values():
-            if isinstance(head, ReconstructHead) and head.tied:
-                if self.embed[head.stream].tied(head.name) is None:  # type: ignore[operator]
-                    head.untie()
+            if not isinstance(head, ReconstructHead) or not head.tied:
+                continue
+            embedder = self.embed[head.stream]
+            assert isinstance(embedder, Embedder)
+            if embedder.tied(head.name) is None:
+                head.untie()
         _initialise(self)
 
     def encode(self, view: ViewBatch, record: list[Attention] | None = None) -> Encoded:
@@ -93,7 +98,7 @@ def _initialise(module: nn.Module) -> None:
 
     BERT's deviation of 0.02 suits its width of 768; for other widths it is scaled so that outputs
     start as large as BERT's (with 0.02 at width 128, attention starts all but uniform and learns
-    slowly). Modules with a true attribute ``keeps_weights`` (towers of other libraries) are left alone.
+    slowly). Modules whose attribute ``keeps_weights`` is true (others' towers) are left alone.
     """
     if getattr(module, "keeps_weights", False):
         return

@@ -22,7 +22,7 @@ def single_stream(
     """All streams read all streams with one set of weights: UNITER, VisualBERT, VL-BERT, XLM."""
     layer = Layer(
         blocks=(
-            Attend(reads={s: streams for s in streams}, shared=True),
+            Attend(reads=dict.fromkeys(streams, streams), shared=True),
             Feed(streams=streams, shared=True),
         )
     )
@@ -160,7 +160,7 @@ def _plan(
     dropout: float,
 ) -> Plan:
     return Plan(
-        widths={s: width for s in streams},
+        widths=dict.fromkeys(streams, width),
         layers=layers,
         heads=heads,
         inner=width,

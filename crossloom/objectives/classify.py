@@ -65,7 +65,10 @@ class ClassifyHead(Head):
         self.pooler = pooler
         width = pooler.width
         self.mlp = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.LayerNorm(2 * width), nn.Linear(2 * width, classes)
+            nn.Linear(width, 2 * width),
+            nn.GELU(),
+            nn.LayerNorm(2 * width),
+            nn.Linear(2 * width, classes),
         )
 
     def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -139,7 +139,6 @@ def contrast(
         )  # fmt: skip
         many = len(a) > step
         piece = checkpoint(_rows, *arguments, use_reentrant=False) if many else _rows(*arguments)
-        piece = cast(dict[str, Tensor], piece)
         total = {k: total[k] + v if total else v for k, v in piece.items()}
     return total
 
@@ -170,7 +169,7 @@ def _gather(x: Tensor) -> Tensor:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return x
     if x.requires_grad:
-        return _Gather.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+        return _Gather.apply(x)
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
@@ -186,7 +185,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]

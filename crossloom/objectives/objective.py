@@ -72,7 +72,7 @@ class Objective(ABC):
         """A fresh head; ``widths`` are the plan's, by stream."""
 
     def slots(self, examples: int) -> int | None:
-        """A fixed number of slots per micro-batch (the rest is blank), or None for as many as are."""
+        """A fixed number of slots per micro-batch, the rest blank; None for as many as are."""
         return None
 
     def check(self, modalities: Mapping[str, Modality]) -> None:
@@ -80,7 +80,9 @@ class Objective(ABC):
         for stream in self.view.streams:
             if stream not in modalities:
                 offer = ", ".join(modalities)
-                raise ValueError(f"view {self.view.name!r}: no stream {stream!r}; there are {offer}")
+                raise ValueError(
+                    f"view {self.view.name!r}: no stream {stream!r}; there are {offer}"
+                )
 
 
 def example_aim(value: Array) -> Aim:

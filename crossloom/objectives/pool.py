@@ -38,9 +38,7 @@ class Pooler(nn.Module):
 
     def forward(self, encoded: Encoded) -> Tensor:
         """``[E, width]``."""
-        parts = [
-            torch.tanh(self.dense[s](summary(encoded, s, self.pool))) for s in self.streams
-        ]
+        parts = [torch.tanh(self.dense[s](summary(encoded, s, self.pool))) for s in self.streams]
         out = parts[0]
         for part in parts[1:]:
             out = out * part if self.combine == "product" else out + part

@@ -83,7 +83,7 @@ class Reconstruct(Objective):
         )
 
     def check(self, modalities: Mapping[str, Modality]) -> None:
-        """The stream must be in the view, be hidden there, and offer the target in a fitting form."""
+        """The stream must be hidden in the view, and offer the target in a fitting form."""
         super().check(modalities)
         if self.stream not in self.view.hide:
             raise ValueError(
@@ -135,7 +135,7 @@ class ReconstructHead(Head):
             return self.decoder
         weight = encoded.embedders[self.stream].tied(self.name)  # type: ignore[operator]
         assert weight is not None
-        return weight  # type: ignore[no-any-return]
+        return weight
 
     def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
         """Weighted loss, and ``correct`` for classes."""

@@ -40,9 +40,7 @@ def easy_vqa() -> Recipe:
             )
         },
         mixture={
-            "questions": Component(
-                shards="train-*.tar", reader=Questions(), objectives=("vqa",)
-            )
+            "questions": Component(shards="train-*.tar", reader=Questions(), objectives=("vqa",))
         },
         steps=2400,
         examples=64,

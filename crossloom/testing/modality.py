@@ -94,7 +94,7 @@ def _embedder(modality: Modality, units: Units, width: int) -> None:
     for name, target in modality.predictable().items():
         tied = embedder.tied(name)
         assert tied is None or tied.shape == (target.dim, width), (
-            f"tied({name!r}) is {tuple(tied.shape)}; give [{target.dim}, {width}]"  # type: ignore[union-attr]
+            f"tied({name!r}) is {tuple(tied.shape)}; give [{target.dim}, {width}]"
         )
     if content:
         _no_leak(embedder, units, content)

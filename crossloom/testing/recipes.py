@@ -46,9 +46,7 @@ def tiny_recipe(data: Path, *, plan: Plan | None = None, contrast: bool = False)
             "captions": Component(
                 shards="train-*.tar", reader=Texts(), objectives=first, weight=2.0
             ),
-            "translations": Component(
-                shards="train-*.tar", reader=Parallel(), objectives=("tlm",)
-            ),
+            "translations": Component(shards="train-*.tar", reader=Parallel(), objectives=("tlm",)),
         },
         steps=12,
         examples=4,

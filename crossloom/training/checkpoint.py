@@ -136,7 +136,7 @@ def load(path: Path) -> Checkpoint:
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest valid checkpoint, and why newer ones were refused."""
-    refused = []
+    refused: list[str] = []
     for path in reversed(checkpoints(folder)):
         try:
             verify(path)

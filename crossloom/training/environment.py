@@ -64,7 +64,9 @@ def workers(wanted: int, world: int) -> int:
     """Loader processes for each training process: as wanted, or by the machine's cores."""
     if wanted >= 0:
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
     spare = cores // max(1, local) - (0 if torch.cuda.is_available() else 1)
     return max(0, min(8, spare))

@@ -70,7 +70,9 @@ class Badness:
         if not batch.defects:
             return
         last = batch.defects[-1]
-        advice = f"the last: {last[2]} ({last[1]}); see quarantine.jsonl and `crossloom shards check`"
+        advice = (
+            f"the last: {last[2]} ({last[1]}); see quarantine.jsonl and `crossloom shards check`"
+        )
         if self.in_a_row > self.recipe.bad_in_a_row:
             raise RunError(f"{self.in_a_row} bad samples in a row; {advice}")
         if self.seen >= 1000 and self.total > self.recipe.bad_share * self.seen:
@@ -296,10 +298,10 @@ class _Run:
 
         weights = dict(self.model.state_dict())
         averaged = {
-            k.removeprefix("ema/"): v for k, v in self.engine.state().items() if k.startswith("ema/")
+            k.removeprefix("ema/"): v
+            for k, v in self.engine.state().items()
+            if k.startswith("ema/")
         }
         weights |= averaged
         data = save({k: v.detach().cpu().contiguous() for k, v in weights.items()})
         checkpoint.write_atomically(self.out / WEIGHTS, data)
-
-

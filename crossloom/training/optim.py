@@ -21,7 +21,7 @@ class Optim:
     clip: float = 1.0
     """Largest global gradient norm; 0 for none."""
     factors: Mapping[str, float] = field(default_factory=dict)
-    """Factor on the rate of parameters whose name matches a pattern; 0 freezes. First match wins."""
+    """Factor on the rate by pattern of the parameter's name; 0 freezes; the first match wins."""
 
     def factor(self, name: str) -> float:
         """The factor of one parameter."""

@@ -76,9 +76,12 @@ def _pluggable(base: type, family: Family | None) -> tuple[Any, ...]:
     return PlainValidator(parse), PlainSerializer(write), WithJsonSchema(schema)
 
 
-AnyModality = Annotated[Modality, *_pluggable(Modality, "modality")]
-AnyObjective = Annotated[Objective, *_pluggable(Objective, "objective")]
-AnyReader = Annotated[Reader, *_pluggable(Reader, None)]
+_MODALITY = _pluggable(Modality, "modality")
+_OBJECTIVE = _pluggable(Objective, "objective")
+_READER = _pluggable(Reader, None)
+AnyModality = Annotated[Modality, _MODALITY[0], _MODALITY[1], _MODALITY[2]]
+AnyObjective = Annotated[Objective, _OBJECTIVE[0], _OBJECTIVE[1], _OBJECTIVE[2]]
+AnyReader = Annotated[Reader, _READER[0], _READER[1], _READER[2]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +257,7 @@ def _known(cls: Any, path: Sequence[str]) -> list[str]:
     """Field names of the dataclass that a path below ``cls`` leads to."""
     for part in path:
         inner = {f.name: f.type for f in fields(cls)}.get(part) if is_dataclass(cls) else None
-        cls = {"Optim": Optim, "Schedule": Schedule, "Plan": Plan}.get(str(inner), None)
+        cls = {"Optim": Optim, "Schedule": Schedule, "Plan": Plan}.get(str(inner))
     return [f.name for f in fields(cls)] if cls and is_dataclass(cls) else []
 
 

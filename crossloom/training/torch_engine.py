@@ -67,7 +67,7 @@ class TorchEngine:
             sums[o]["loss"] * (self.weights[o] * self.environment.world / max(counts[o], 1.0))
             for o in sums
         ]
-        torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(parts).sum().backward()
         return sums
 
     def _set_rates(self, number: int) -> None:

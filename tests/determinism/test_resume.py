@@ -45,7 +45,9 @@ def test_a_run_stopped_anywhere_and_resumed_equals_one_never_stopped(whole, tmp_
             shutil.rmtree(path)
     train(recipe, copy, CPU, resume=True)
     assert losses(copy) == losses(out)
-    one, other = (checkpoint.load(checkpoint.checkpoints(x / "checkpoints")[-1]) for x in (out, copy))
+    one, other = (
+        checkpoint.load(checkpoint.checkpoints(x / "checkpoints")[-1]) for x in (out, copy)
+    )
     for name, weight in one.weights.items():
         assert torch.equal(weight, other.weights[name]), name
     assert (copy / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
@@ -104,7 +106,9 @@ def test_another_vocabulary_is_refused(whole, world, tmp_path):
 def test_a_full_disk_leaves_the_checkpoint_before_intact(world, tmp_path, monkeypatch):
     recipe = replace(tiny_recipe(world), steps=8, save_every=4)
     train(replace(recipe, steps=4), tmp_path / "run", CPU)
-    before = {p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file()}
+    before = {
+        p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file()
+    }
 
     def full(tensors, path, *_):
         path.write_bytes(b"half")
@@ -113,7 +117,9 @@ def test_a_full_disk_leaves_the_checkpoint_before_intact(world, tmp_path, monkey
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(RunError, match="No space left"):
         train(recipe, tmp_path / "run", CPU, resume=True)
-    after = {p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file()}
+    after = {
+        p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file()
+    }
     assert after == before
 
 

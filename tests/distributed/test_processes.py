@@ -36,7 +36,9 @@ def test_two_processes_give_the_losses_of_one(world, tmp_path, fused):
 
 def pairs(form: str) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(3)
-    a, b = (torch.nn.functional.normalize(torch.randn(6, 5, generator=generator), dim=1) for _ in "ab")
+    a, b = (
+        torch.nn.functional.normalize(torch.randn(6, 5, generator=generator), dim=1) for _ in "ab"
+    )
     bias = torch.tensor(-2.0) if form == "sigmoid" else None
     return a, b, torch.tensor([1, 2, 3, 4, 2, 6]), torch.tensor(4.0), bias
 

@@ -90,9 +90,7 @@ def by_hand(fusion, plan, x, apart=False, causal=()):
                         weight = (k[:, part] @ q[i, part] / width**0.5).softmax(0)
                         rows[i, part] = weight @ v[:, part]
                 nothing = sum(len(x[r]) for r in read) == 0
-                if not nothing:
-                    gain = pick(block.output, reader)(rows)
-                elif read:
+                if not nothing or read:
                     gain = pick(block.output, reader)(rows)
                 total = x[reader] + gain
                 new[reader] = total if pre else pick(block.norm, reader)(total)
@@ -146,7 +144,9 @@ def test_gradients_of_ragged_equal_those_of_single_examples():
     starts = {s: np.cumsum([0, *n]) for s, n in lengths.items()}
     for e in range(2):
         cut = {s: slice(starts[s][e], starts[s][e + 1]) for s in lengths}
-        one = fusion({s: states[s][cut[s]] for s in lengths}, view({s: [n[e]] for s, n in lengths.items()}))
+        one = fusion(
+            {s: states[s][cut[s]] for s in lengths}, view({s: [n[e]] for s, n in lengths.items()})
+        )
         sum((one[s] * target[s][cut[s]]).sum() for s in one).backward()
     for name, parameter in fusion.named_parameters():
         torch.testing.assert_close(together[name], parameter.grad, atol=1e-5, rtol=1e-4)

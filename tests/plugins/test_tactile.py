@@ -13,7 +13,7 @@ import pytest
 from crossloom.data_pipelines.write import ShardWriter
 
 HERE = Path(__file__).parent
-TRAIN = '''
+TRAIN = """
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,8 @@ recipe = replace(
     modalities={"text": base.modalities["text"], "touch": find("modality", "tactile")()},
     plan=single_stream(streams, layers=1, width=32, heads=2, dropout=0.0),
     objectives={"touch": touch, "itm": itm(streams, mismatch="touch"), "itc": itc(streams, dim=16)},
-    mixture={"all": Component(shards="touch-*.tar", reader=Texts(), objectives=("touch", "itm", "itc"))},
+    mixture={"all": Component(
+        shards="touch-*.tar", reader=Texts(), objectives=("touch", "itm", "itc"))},
     optim=replace(base.optim, rate=1e-2), log_every=10)
 out.mkdir()
 (out / "asked.yaml").write_text(to_yaml(recipe))
@@ -50,7 +51,7 @@ train(from_yaml(out / "asked.yaml"), out / "run", start("cpu"))
 losses = [x["touch/loss"] for x in read_journal(out / "run" / "metrics.jsonl")]
 assert losses[-1] < 0.7 * losses[0], losses
 print("trained", losses[0], losses[-1])
-'''
+"""
 
 
 @pytest.fixture(scope="module")

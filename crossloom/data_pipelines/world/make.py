@@ -15,7 +15,7 @@ from crossloom.data_pipelines.world.describe import ANSWERS, describe
 from crossloom.data_pipelines.world.languages import LANGUAGES
 from crossloom.data_pipelines.world.scene import CLASS_NAMES, SPLITS, draw, make_scene, regions
 from crossloom.data_pipelines.world.speech import spoken
-from crossloom.data_pipelines.write import ShardWriter
+from crossloom.data_pipelines.write import Member, ShardWriter
 from crossloom.units import keyed_rng
 
 
@@ -144,9 +144,9 @@ def _write_shard(job: _Job) -> int:
     return job.last - job.first
 
 
-def _scene_sample(seed: int, split: str, number: int) -> tuple[str, dict[str, object]]:
+def _scene_sample(seed: int, split: str, number: int) -> tuple[str, dict[str, Member]]:
     scene = make_scene(seed, split, number)
-    members = {
+    members: dict[str, Member] = {
         "png": draw(scene, seed),
         "regions.npz": regions(scene, seed),
         "json": describe(scene, seed),
@@ -154,7 +154,7 @@ def _scene_sample(seed: int, split: str, number: int) -> tuple[str, dict[str, ob
     return scene.key, members
 
 
-def _speech_sample(seed: int, split: str, number: int) -> tuple[str, dict[str, object]]:
+def _speech_sample(seed: int, split: str, number: int) -> tuple[str, dict[str, Member]]:
     """The short caption of the scene of the same number, spoken in a language drawn."""
     scene = make_scene(seed, split, number)
     rng = keyed_rng("world", seed, scene.key, "speech")

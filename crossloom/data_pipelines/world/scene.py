@@ -155,7 +155,9 @@ def draw(scene: Scene, seed: int) -> bytes:
     for thing in scene.objects:
         x1, y1, x2, y2 = thing.box
         x, y, half = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2
-        outline = [((x + half * u) * fine, (y + half * v) * fine) for u, v in OUTLINES[thing.shape]()]
+        outline = [
+            ((x + half * u) * fine, (y + half * v) * fine) for u, v in OUTLINES[thing.shape]()
+        ]
         shade = tuple(int(min(255, max(0, c + d))) for c, d in
                       zip(RGB[thing.colour], rng.integers(-12, 13, 3), strict=True))  # fmt: skip
         pen.polygon(outline, fill=shade)
@@ -168,7 +170,7 @@ def draw(scene: Scene, seed: int) -> bytes:
 FEATURES, CLASSES = 64, 1 + len(SHAPES) * len(COLOURS)
 CLASS_NAMES = ("background", *(f"{c} {s}" for s in SHAPES for c in COLOURS))
 _PARTS = len(SHAPES) + len(COLOURS) + len(SIZES)
-#: Fixed directions of shapes, colours and sizes in feature space; a detector would have learned them.
+#: Fixed directions of shapes, colours and sizes in feature space, as if learned by a detector.
 _DIRECTIONS = np.random.Generator(np.random.Philox(key=2021)).normal(size=(_PARTS, FEATURES)) / 2
 
 

@@ -15,8 +15,17 @@ from crossloom.units import BadSample, Fate, keyed_rng
 
 JSON = {
     "texts": {"en": ["one", "two"], "de": ["eins", "zwei"]},
-    "questions": [{"text": {"en": "q?"}, "answers": {"yes": 1.0}}, {"text": {"de": "f?"}, "answers": {"no": 0.5}}],
-    "pairs": [{"label": "neutral", "premise": {"en": "p", "de": "P"}, "hypothesis": {"en": "h", "de": "H"}}],
+    "questions": [
+        {"text": {"en": "q?"}, "answers": {"yes": 1.0}},
+        {"text": {"de": "f?"}, "answers": {"no": 0.5}},
+    ],
+    "pairs": [
+        {
+            "label": "neutral",
+            "premise": {"en": "p", "de": "P"},
+            "hypothesis": {"en": "h", "de": "H"},
+        }
+    ],
 }  # fmt: skip
 MEMBERS = {"json": json.dumps(JSON).encode()}
 
@@ -49,7 +58,11 @@ def test_a_changed_tar_is_indexed_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [("nothing-*.tar", "no such shards"), ("{a..b}.tar", "no such shards"), ("note.txt", "not a .tar")],
+    [
+        ("nothing-*.tar", "no such shards"),
+        ("{a..b}.tar", "no such shards"),
+        ("note.txt", "not a .tar"),
+    ],
 )
 def test_shards_that_are_not_there_say_what_to_do(tmp_path, pattern, message):
     (tmp_path / "note.txt").write_text("x")
@@ -73,7 +86,10 @@ def test_braces_and_folders(tmp_path):
 def test_texts_choose_language_and_text_by_key():
     seen = {Texts().read(MEMBERS, 0, keyed_rng(n))[0]["text"][0].text for n in range(60)}
     assert seen == {"one", "two", "eins", "zwei"}
-    only = {Texts(languages=("de",)).read(MEMBERS, 0, keyed_rng(n))[0]["text"][0].text for n in range(30)}
+    only = {
+        Texts(languages=("de",)).read(MEMBERS, 0, keyed_rng(n))[0]["text"][0].text
+        for n in range(30)
+    }
     assert only == {"eins", "zwei"}
     heavy = Texts(weights={"en": 1.0, "de": 0.0})
     assert {heavy.read(MEMBERS, 0, keyed_rng(n))[1]["language"] for n in range(30)} == {"en"}
@@ -81,7 +97,8 @@ def test_texts_choose_language_and_text_by_key():
 
 def test_parallel_gives_translations_in_both_orders():
     found = {
-        tuple(p.text for p in Parallel().read(MEMBERS, 0, keyed_rng(n))[0]["text"]) for n in range(60)
+        tuple(p.text for p in Parallel().read(MEMBERS, 0, keyed_rng(n))[0]["text"])
+        for n in range(60)
     }
     assert found == {("one", "eins"), ("eins", "one"), ("two", "zwei"), ("zwei", "two")}
 

@@ -82,7 +82,9 @@ def test_patches():
     check_modality(replace(spec, summary=False), {"jpg": picture(kind="JPEG")})
 
 
-@pytest.mark.parametrize(("kind", "rate", "channels"), [("WAV", 16000, 1), ("FLAC", 44100, 2), ("OGG", 8000, 1)])
+@pytest.mark.parametrize(
+    ("kind", "rate", "channels"), [("WAV", 16000, 1), ("FLAC", 44100, 2), ("OGG", 8000, 1)]
+)
 def test_speech(kind, rate, channels):
     check_modality(Speech(dropout=0.0), {kind.lower(): sound(rate, 0.5, channels, kind)})
 
@@ -248,7 +250,9 @@ def test_log_mel_finds_the_tone():
     wave = np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000).astype(np.float32)
     mel = log_mel(wave, 16000, 80)
     assert mel.shape == (98, 80)
-    centres = 700 * (10 ** (np.linspace(*(2595 * np.log10(1 + np.array([20, 8000]) / 700)), 82) / 2595) - 1)
+    centres = 700 * (
+        10 ** (np.linspace(*(2595 * np.log10(1 + np.array([20, 8000]) / 700)), 82) / 2595) - 1
+    )
     assert abs(centres[1 + mel.mean(0).argmax()] - 1000) < 60
 
 

@@ -53,10 +53,14 @@ def test_kl_is_summed_over_classes_and_zero_for_equal_distributions():
     assert abs(same["loss"].item()) < 1e-6
 
 
-@pytest.mark.parametrize(("loss", "expected"), [("mse", (4 + 0.25) / 2), ("smooth_l1", (1.5 + 0.125) / 2)])
+@pytest.mark.parametrize(
+    ("loss", "expected"), [("mse", (4 + 0.25) / 2), ("smooth_l1", (1.5 + 0.125) / 2)]
+)
 def test_vectors_are_averaged_over_their_elements(loss, expected):
     x = torch.tensor([[2.0, 0.5], [9.0, 9.0]])
-    out = decode_loss(x, torch.eye(2), torch.zeros(2), torch.zeros(2, 2), torch.tensor([1.0, 0.0]), loss)
+    out = decode_loss(
+        x, torch.eye(2), torch.zeros(2), torch.zeros(2, 2), torch.tensor([1.0, 0.0]), loss
+    )
     assert out["loss"].item() == pytest.approx(expected)
 
 
@@ -136,7 +140,12 @@ def test_softmax_contrast_against_clip_pseudocode():
 
 
 def test_sigmoid_contrast_against_siglip_pseudocode():
-    a, b, scale, bias = unit_rows(4, 8, 0), unit_rows(4, 8, 1), torch.tensor(10.0), torch.tensor(-10.0)
+    a, b, scale, bias = (
+        unit_rows(4, 8, 0),
+        unit_rows(4, 8, 1),
+        torch.tensor(10.0),
+        torch.tensor(-10.0),
+    )
     out = contrast(a, b, torch.arange(4) + 1, torch.ones(4), scale, bias)
     sign = 2 * torch.eye(4) - 1
     expected = -F.logsigmoid(sign * (scale * a @ b.T + bias)).sum() / 4

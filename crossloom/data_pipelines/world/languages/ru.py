@@ -72,7 +72,9 @@ LANGUAGE = Language(
         "q_same": "{a:noun} и {b:noun} одного цвета?",
         "q_larger": "{a:noun} больше {b:noun.gen}?",
         **{f"relation.{r}": f"{{a}} находится {s} {{b:{c}}}." for r, (s, c) in _SIDE.items()},
-        **{f"place.{r}": f"{{a:noun}} находится {s} {{b:noun.{c}}}." for r, (s, c) in _SIDE.items()},
+        **{
+            f"place.{r}": f"{{a:noun}} находится {s} {{b:noun.{c}}}." for r, (s, c) in _SIDE.items()
+        },
         **{f"q_side.{r}": f"{{a:noun}} {s} {{b:noun.{c}}}?" for r, (s, c) in _SIDE.items()},
     },
 )

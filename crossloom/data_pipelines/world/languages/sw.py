@@ -34,7 +34,7 @@ def _adjective(word: str, noun_class: int) -> str:
 
 
 def phrase(thing: Thing, form: str) -> str:
-    """Forms: indef and def (the same), noun, colour (of ``shape``'s class, else 5), ko, na, kubwa."""
+    """Forms: indef, noun, colour (of ``shape``'s class, else 5), ko, na, kubwa."""
     noun, noun_class = _NOUN.get(thing.shape, ("", 5))
     if form == "colour":
         return _adjective(thing.colour, noun_class)

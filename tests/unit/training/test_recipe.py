@@ -1,0 +1,172 @@
+from dataclasses import replace
+
+import pytest
+
+from crossloom.testing.recipes import tiny_recipe
+from crossloom.training.loop import Badness, RunError
+from crossloom.training.optim import Optim, freeze, make_optimiser
+from crossloom.training.recipe import RecipeError, from_dict, from_yaml, override, to_dict, to_yaml
+from crossloom.training.run import make_model
+from crossloom.training.schedule import Schedule
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return tiny_recipe(tmp_path)
+
+
+def test_yaml_gives_the_recipe_back(recipe, tmp_path):
+    (tmp_path / "r.yaml").write_text(to_yaml(recipe))
+    assert from_yaml(tmp_path / "r.yaml") == recipe
+
+
+def test_overrides_reach_every_depth(recipe):
+    changed = override(
+        recipe,
+        ["optim.rate=1e-4", "objectives.mlm.view.hide.text.rate=0.3", "modalities.text.limit=32",
+         "mixture.captions.weight=5", "plan.layers.0.blocks.1.hidden=64",
+         "optim.factors={embed: 0.5}"],
+    )  # fmt: skip
+    assert changed.optim.rate == 1e-4
+    assert changed.objectives["mlm"].view.hide["text"].rate == 0.3
+    assert changed.modalities["text"].limit == 32
+    assert changed.mixture["captions"].weight == 5
+    assert changed.plan.layers[0].blocks[1].hidden == 64
+    assert changed.optim.factors == {"embed": 0.5}
+    assert recipe.optim.rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("optim.rat=1", r"optim\.rat: .*did you mean 'rate'"),
+        ("stepss=1", "did you mean 'steps'"),
+        ("modalities.txt.limit=3", "did you mean 'text'"),
+        ("steps", "write key=value"),
+        ("steps=many", "valid integer"),
+        ("steps=0", "at least 1"),
+        ("objectives.mlm.view.hide.text.rate=3", "0..1"),
+        ("precision=fp8", "'fp32' or 'bf16'"),
+    ],
+)
+def test_wrong_overrides_name_key_and_remedy(recipe, assignment, message):
+    with pytest.raises(RecipeError, match=message):
+        override(recipe, [assignment])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("optim", "rat"), 1, r"optim\.rat: there is no 'rat'; did you mean 'rate'"),
+        (("modalities", "text", "limt"), 1, r"modalities\.text: limt.*did you mean 'limit'"),
+        (
+            ("modalities", "text", "kind"),
+            "texts",
+            "no modality is called 'texts'; did you mean 'text'",
+        ),
+        (("objectives", "mlm", "stram"), "x", "did you mean 'stream'"),
+        (("mixture", "captions", "objectives"), ["mlmm"], "did you mean 'mlm'"),
+        (("mixture", "captions", "reader", "kind"), "text", "no reader is called 'text'"),
+    ],
+)
+def test_wrong_files_name_key_and_remedy(recipe, path, value, message):
+    values = to_dict(recipe)
+    node = values
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = value
+    with pytest.raises(RecipeError, match=message):
+        from_dict(values)
+
+
+def test_an_objective_nobody_trains_is_an_error(recipe):
+    with pytest.raises(ValueError, match=r"objectives\.tlm: no component"):
+        replace(recipe, mixture={"captions": recipe.mixture["captions"]})
+
+
+def test_a_file_that_is_no_recipe(tmp_path):
+    (tmp_path / "r.yaml").write_text("[1, 2]")
+    with pytest.raises(RecipeError, match="not a recipe"):
+        from_yaml(tmp_path / "r.yaml")
+    with pytest.raises(RecipeError, match=r"none\.yaml: cannot be read"):
+        from_yaml(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("objective", "change", "message"),
+    [
+        (
+            "mrc",
+            {"target": "colour"},
+            "offers no target 'colour'; it offers feature, class, classes",
+        ),
+        ("mrc", {"loss": "mse"}, "does not fit target 'classes'"),
+        ("mlm", {"stream": "image"}, "hides nothing of 'image'"),
+    ],
+)
+def test_objectives_that_do_not_fit_are_named(world, objective, change, message):
+    recipe = tiny_recipe(world).located()
+    objectives = {**recipe.objectives, objective: replace(recipe.objectives[objective], **change)}
+    with pytest.raises(RecipeError, match=rf"objectives\.{objective}: .*{message}"):
+        make_model(replace(recipe, objectives=objectives))
+
+
+def test_two_views_of_one_name_are_refused(world):
+    recipe = tiny_recipe(world).located()
+    tlm = recipe.objectives["tlm"]
+    objectives = {**recipe.objectives, "tlm": replace(tlm, view=replace(tlm.view, name="mlm"))}
+    with pytest.raises(RecipeError, match="another view is called 'mlm'"):
+        make_model(replace(recipe, objectives=objectives))
+
+
+def test_schedules_by_hand():
+    linear = Schedule(shape="linear", warmup=10)
+    assert linear.factor(0, 110) == pytest.approx(1 / 11)
+    assert linear.factor(9, 110) == pytest.approx(10 / 11)
+    assert linear.factor(10, 110) == 1
+    assert linear.factor(60, 110) == pytest.approx(0.5)
+    cosine = Schedule(shape="cosine", warmup=0, floor=0.1)
+    assert cosine.factor(50, 100) == pytest.approx(0.55)
+    assert cosine.factor(100, 100) == pytest.approx(0.1)
+    assert Schedule(shape="constant", warmup=0.5).factor(99, 100) == 1
+
+
+def test_decay_spares_vectors_and_factors_scale_or_freeze(world):
+    model = make_model(tiny_recipe(world).located())
+    spec = Optim(decay=0.1, factors={r"^embed\.text": 0.0, r"^fusion": 0.5})
+    freeze(model, spec)
+    optimiser = make_optimiser(model, spec)
+    names = {id(p): n for n, p in model.named_parameters()}
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["weight_decay"] == (0.1 if parameter.dim() > 1 else 0.0)
+            assert group["factor"] == (0.5 if name.startswith("fusion") else 1.0)
+            assert not name.startswith("embed.text")
+    assert not model.embed["text"].token.weight.requires_grad
+
+
+def test_freezing_everything_is_an_error(world):
+    model = make_model(tiny_recipe(world).located())
+    freeze(model, Optim(factors={"": 0.0}))
+    with pytest.raises(ValueError, match="every parameter"):
+        make_optimiser(model, Optim(factors={"": 0.0}))
+
+
+class _Batch:
+    def __init__(self, good, bad):
+        self.keys = ("k",) * good
+        self.defects = (("k", "kind", "message"),) * bad
+
+
+def test_bad_samples_end_the_run_only_past_the_limits(recipe):
+    badness = Badness(replace(recipe, bad_in_a_row=5, bad_share=0.01))
+    for _ in range(250):
+        badness.take(_Batch(4, 0))
+    badness.take(_Batch(0, 5))
+    with pytest.raises(RunError, match="6 bad samples in a row"):
+        badness.take(_Batch(0, 1))
+    badness = Badness(replace(recipe, bad_share=0.01))
+    badness.take(_Batch(1000, 10))
+    with pytest.raises(RunError, match="20 of 1110 samples"):
+        badness.take(_Batch(90, 10))
