@@ -109,6 +109,8 @@ class Texts(Reader):
     """
 
     kind: ClassVar[str] = "texts"
+    of: str = "texts"
+    """Field of the json: texts by language."""
     languages: tuple[str, ...] = ()
     """Languages to draw from; empty for all."""
     weights: Mapping[str, float] | None = None
@@ -122,15 +124,16 @@ class Texts(Reader):
         return sum(
             n
             for k, n in entry.items.items()
-            if k.startswith("texts.") and (not self.languages or k[6:] in self.languages)
+            if (code := k.removeprefix(f"{self.of}.")) != k
+            and (not self.languages or code in self.languages)
         )
 
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is one passage; label ``language``."""
-        texts = _field(sample_json(members), "texts")
-        found = _choose(texts, self.languages, "texts")
+        texts = _field(sample_json(members), self.of)
+        found = _choose(texts, self.languages, self.of)
         if self.all_texts:
             ordered = texts if not self.languages else {x: texts[x] for x in texts if x in found}
             flat = [(x, t) for x in ordered for t in ordered[x]]
@@ -142,29 +145,50 @@ class Texts(Reader):
                 share = share / share.sum() if share.sum() > 0 else None
             language = found[int(rng.choice(len(found), p=share))]
             text = texts[language][int(rng.integers(len(texts[language])))]
-        passage = Passage(language, _text(text, f"texts.{language}"))
+        passage = Passage(language, _text(text, f"{self.of}.{language}"))
         return {**members, "text": (passage,)}, {"language": language, "text": passage.text}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel(Reader):
-    """The same text in two languages, in random order (TLM, translation pairs)."""
+    """Two texts of one sample: translations in random order (TLM), or a text and a statement."""
 
     kind: ClassVar[str] = "parallel"
     languages: tuple[str, ...] = ()
+    second: str = ""
+    """Field of the second passage: any of its entries, half of the time in the same language.
+    Empty for the same text in another language."""
 
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is two passages."""
-        texts = _field(sample_json(members), "texts")
+        content = sample_json(members)
+        texts = _field(content, "texts")
         found = _choose(texts, self.languages, "texts")
+        if self.second:
+            return {**members, "text": self._two(content, found, rng)}, {}
         if len(found) < 2:
             raise BadSample("missing language", f"only {found[0]} of a parallel text is there")
         first, second = (found[i] for i in rng.choice(len(found), 2, replace=False))
         number = int(rng.integers(min(len(texts[first]), len(texts[second]))))
         passages = tuple(Passage(x, _text(texts[x][number], f"texts.{x}")) for x in (first, second))
         return {**members, "text": passages}, {}
+
+
+    def _two(
+        self, content: Mapping[str, Any], found: list[str], rng: np.random.Generator
+    ) -> tuple[Passage, Passage]:
+        others = _choose(_field(content, self.second), self.languages, self.second)
+        one = found[int(rng.integers(len(found)))]
+        alike = one in others and rng.random() < 0.5
+        other = one if alike else others[int(rng.integers(len(others)))]
+        passages = []
+        for name, language in (("texts", one), (self.second, other)):
+            some = content[name][language]
+            text = _text(some[int(rng.integers(len(some)))], f"{name}.{language}")
+            passages.append(Passage(language, text))
+        return passages[0], passages[1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from crossloom.units import keyed_rng
 
 
 def texts_of(content: Any, language: str = "") -> Iterator[tuple[str, str]]:
-    """All (language, text) below ``texts``, ``text``, ``premise`` or ``hypothesis`` of a json."""
-    for name in ("texts", "text", "premise", "hypothesis"):
+    """All (language, text) of a sample's json, its questions and pairs."""
+    for name in ("texts", "statements", "text", "premise", "hypothesis"):
         for code, value in (content.get(name) or {}).items():
             for text in value if isinstance(value, list) else [value]:
                 yield code, text

@@ -35,14 +35,15 @@ def _thing(thing: Object, sized: bool = False) -> Thing:
 
 
 def describe(scene: Scene, seed: int) -> dict[str, Any]:
-    """The ``json`` of a sample: texts, questions, pairs and the scene itself."""
+    """The ``json`` of a sample: texts, statements, questions, pairs and the scene itself."""
     rng = keyed_rng("world", seed, scene.key, "text")
     order = [scene.objects[int(n)] for n in rng.permutation(len(scene.objects))]
     premises = _premises(order, rng)
     said = [everywhere(say) for _, say in premises]
     return {
         "id": scene.key,
-        "texts": {code: [s[code] for s in said] for code in LANGUAGES},
+        "texts": _by_language(said),
+        "statements": _by_language([everywhere(say) for say in _statements(scene, rng)]),
         "questions": _questions(scene, rng),
         "pairs": _pairs(premises, said, rng),
         "scene": [
@@ -50,6 +51,31 @@ def describe(scene: Scene, seed: int) -> dict[str, Any]:
             for o in scene.objects
         ],
     }
+
+
+def _by_language(said: Sequence[dict[str, str]]) -> dict[str, list[str]]:
+    return {code: [s[code] for s in said] for code in LANGUAGES}
+
+
+def _statements(scene: Scene, rng: np.random.Generator) -> list[Say]:
+    """Short true sentences: a colour, what there is and is not, a place, sizes compared."""
+    objects = scene.objects
+    one, two, a, b = (objects[int(n)] for n in rng.integers(len(objects), size=4))
+    while b is a:
+        b = objects[int(rng.integers(len(objects)))]
+    missing = _absent(objects, rng)
+    side = str(rng.choice(relations(a, b)))
+    found: list[Say] = [
+        lambda x: x.say("is", Thing(one.shape), Thing(one.shape, one.colour)),
+        lambda x: x.say("exists", _thing(two)),
+        lambda x: x.say("absent", missing),
+        lambda x: x.say(f"place.{side}", Thing(a.shape), Thing(b.shape)),
+    ]
+    sizes = [(p, q) for p in objects for q in objects if p.size == "large" and q.size == "small"]
+    if sizes:
+        p, q = sizes[int(rng.integers(len(sizes)))]
+        found.append(lambda x: x.say("larger", Thing(p.shape), Thing(q.shape)))
+    return found
 
 
 def _premises(

@@ -51,6 +51,7 @@ LANGUAGE = Language(
         "exists": "{a:yujad} {a}.",
         "absent": "لا {a:yujad} {a}.",
         "is": "{a:def} {b:colour}.",
+        "larger": "{a:def} أكبر من {b:def}.",
         "q_colour": "ما لون {a:def}؟",
         "q_count": "كم عدد الأشكال؟",
         "q_exists": "هل {a:yujad} {a}؟",

@@ -62,6 +62,7 @@ LANGUAGE = Language(
         "exists": "Es gibt {a:acc}.",
         "absent": "Es gibt {a:kein}.",
         "is": "{a:def} ist {b:colour}.",
+        "larger": "{a:def} ist größer als {b:def}.",
         "q_colour": "Welche Farbe hat {a:def}?",
         "q_count": "Wie viele Formen gibt es?",
         "q_exists": "Gibt es {a:acc}?",

@@ -27,6 +27,7 @@ LANGUAGE = Language(
         "exists": "There is {a}.",
         "absent": "There is no {a:bare}.",
         "is": "{a:def} is {b:colour}.",
+        "larger": "{a:def} is larger than {b:def}.",
         "q_colour": "What colour is {a:def}?",
         "q_count": "How many shapes are there?",
         "q_exists": "Is there {a}?",

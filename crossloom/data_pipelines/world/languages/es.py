@@ -63,6 +63,7 @@ LANGUAGE = Language(
         "exists": "Hay {a}.",
         "absent": "No hay {a:ningun}.",
         "is": "{a:def} es {b:colour}.",
+        "larger": "{a:def} es más grande que {b:def}.",
         "q_colour": "¿De qué color es {a:def}?",
         "q_count": "¿Cuántas formas hay?",
         "q_exists": "¿Hay {a}?",

@@ -69,6 +69,7 @@ LANGUAGE = Language(
         "exists": "Il y a {a}.",
         "absent": "Il n'y a pas {a:bare}.",
         "is": "{a:def} est {b:colour}.",
+        "larger": "{a:def} est plus {a:grand} que {b:def}.",
         "q_colour": "De quelle couleur est {a:def} ?",
         "q_count": "Combien de formes y a-t-il ?",
         "q_exists": "Y a-t-il {a} ?",

@@ -55,6 +55,7 @@ LANGUAGE = Language(
         "exists": "{a} है।",
         "absent": "{a:koi} नहीं है।",
         "is": "{a:def} {b:colour} है।",
+        "larger": "{a:def} {b:def.obl} से बड़ा है।",
         "q_colour": "{a:def} किस रंग का है?",
         "q_count": "कितनी आकृतियाँ हैं?",
         "q_exists": "क्या {a} है?",

@@ -65,6 +65,7 @@ LANGUAGE = Language(
         "exists": "Есть {a}.",
         "absent": "Нет {a:gen}.",
         "is": "{a:noun} {b:colour}.",
+        "larger": "{a:noun} больше {b:noun.gen}.",
         "q_colour": "Какого цвета {a:noun}?",
         "q_count": "Сколько здесь фигур?",
         "q_exists": "Есть ли {a}?",

@@ -63,6 +63,7 @@ LANGUAGE = Language(
         "exists": "Kuna {a}.",
         "absent": "Hakuna {a}.",
         "is": "{a:noun} ni {b:colour}.",
+        "larger": "{a:noun} ni {a:kubwa} kuliko {b:noun}.",
         "q_colour": "{a:noun} {a:na} rangi gani?",
         "q_count": "Kuna maumbo mangapi?",
         "q_exists": "Je, kuna {a}?",

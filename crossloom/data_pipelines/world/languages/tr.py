@@ -53,6 +53,7 @@ LANGUAGE = Language(
         "exists": "{a} var.",
         "absent": "{a:bare} yok.",
         "is": "{a:def} {b:colour}.",
+        "larger": "{a:def} {b:def.abl} daha büyük.",
         "q_colour": "{a:def} ne renk?",
         "q_count": "Kaç şekil var?",
         "q_exists": "{a} var mı?",

@@ -42,6 +42,7 @@ LANGUAGE = Language(
         "exists": "有{a}。",
         "absent": "没有{a:bare}。",
         "is": "{a:def}是{b:colour}的。",
+        "larger": "{a:def}比{b:def}大。",
         "q_colour": "{a:def}是什么颜色的？",
         "q_count": "图中有几个图形？",
         "q_exists": "有没有{a:bare}？",
