@@ -1,31 +1,39 @@
 #!/usr/bin/env bash
-# Pre-train on several processes of this machine:
+# Pre-train on several processes of this machine, one per GPU unless -n says otherwise:
 #   launch/local.sh [-n PROCESSES] [--dry-run] RECIPE [key=value …] [--out RUN] [--resume]
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
+usage() {
+  echo "usage: launch/local.sh [-n PROCESSES] [--dry-run] RECIPE [key=value …]" >&2
+  exit 2
+}
 processes="" dry=""
 while [ $# -gt 0 ]; do
   case "$1" in
-    -n) processes=$2; shift 2 ;;
+    -n) [ $# -ge 2 ] || usage; processes=$2; shift 2 ;;
     --dry-run) dry=yes; shift ;;
     *) break ;;
   esac
 done
-if [ $# -eq 0 ]; then
-  echo "usage: launch/local.sh [-n PROCESSES] [--dry-run] RECIPE [key=value …]" >&2
-  exit 2
-fi
+[ $# -gt 0 ] || usage
 if [ -z "$processes" ]; then
-  processes=$(nvidia-smi -L 2>/dev/null | wc -l)
+  # without an NVIDIA driver there is no nvidia-smi
+  processes=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU' || true)
   [ "$processes" -gt 0 ] || processes=1
 fi
+case "$processes" in
+  *[!0-9]* | 0*) echo "error: -n $processes: not a number of processes" >&2; exit 2 ;;
+esac
 torchrun=torchrun
 [ -x "$here/.venv/bin/torchrun" ] && torchrun="$here/.venv/bin/torchrun"
 # without this each process would start a thread for every core
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + processes - 1) / processes))}"
+threads=$(($(nproc) / processes))
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
 command=("$torchrun" --standalone --nproc-per-node "$processes" -m crossloom pretrain "$@")
 if [ -n "$dry" ]; then
-  echo "OMP_NUM_THREADS=$OMP_NUM_THREADS ${command[*]}"
+  printf 'OMP_NUM_THREADS=%s' "$OMP_NUM_THREADS"
+  printf ' %q' "${command[@]}"
+  echo
 else
   exec "${command[@]}"
 fi

@@ -175,7 +175,6 @@ class Parallel(Reader):
         passages = tuple(Passage(x, _text(texts[x][number], f"texts.{x}")) for x in (first, second))
         return {**members, "text": passages}, {}
 
-
     def _two(
         self, content: Mapping[str, Any], found: list[str], rng: np.random.Generator
     ) -> tuple[Passage, Passage]:

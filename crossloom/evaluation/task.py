@@ -11,6 +11,7 @@ from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.source import Defect, Source
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.objective import Objective
+from crossloom.objectives.pool import Pool
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe, RecipeError
 from crossloom.training.schedule import Schedule
@@ -49,6 +50,8 @@ class Task(ABC):
     test: str = "test-*.tar"
     text: str = "text"
     """The text stream."""
+    pool: Pool = "first"
+    """What of the text a classifier reads: its first unit, or the mean."""
     budget: Budget = field(default_factory=Budget)
 
     @abstractmethod

@@ -53,6 +53,7 @@ class Vqa(Task):
                 classes=tuple(a for a in answers if a),
                 form="sigmoid",
                 pooled=(self.text,),
+                pool=self.pool,
             )
         }
 

@@ -51,6 +51,7 @@ class Xnli(Task):
                 label="label",
                 classes=LABELS,
                 pooled=(self.text,),
+                pool=self.pool,
             )
         }
 

@@ -38,7 +38,7 @@ def tiny_recipe(data: Path, *, plan: Plan | None = None, contrast: bool = False)
         data=str(data),
         modalities={
             "text": Text(dropout=0.0),
-            "image": Regions(features=64, classes=65, dropout=0.0),
+            "image": Regions(features=64, classes=37, dropout=0.0),
         },
         plan=plan or single_stream(STREAMS, layers=2, width=32, heads=2, dropout=0.0),
         objectives=objectives,

@@ -20,7 +20,7 @@ from crossloom.data_pipelines.world.scene import (
 from crossloom.units import keyed_rng
 
 #: All answers to all questions.
-ANSWERS = tuple(sorted((*COLOURS, *SHAPES, "2", "3", "4", "no", "yes")))
+ANSWERS = tuple(sorted((*COLOURS, *SHAPES, "2", "3", "no", "yes")))
 LABELS = ("entailment", "neutral", "contradiction")
 Say = Callable[[Language], str]
 
@@ -122,11 +122,12 @@ def _questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
     true = yes()
     side = str(rng.choice(relations(a, b)))
     side = side if true else OPPOSITE[side]
-    ask(
-        "place",
-        "yes" if true else "no",
-        lambda x: x.say(f"q_side.{side}", Thing(a.shape), Thing(b.shape)),
-    )
+    if rng.random() < 0.4:
+        ask(
+            "place",
+            "yes" if true else "no",
+            lambda x: x.say(f"q_side.{side}", Thing(a.shape), Thing(b.shape)),
+        )
     alone = [o for o in objects if sum(p.colour == o.colour for p in objects) == 1]
     if alone:
         single = alone[int(rng.integers(len(alone)))]
@@ -138,7 +139,7 @@ def _questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
         lambda x: x.say("q_same", Thing(c.shape), Thing(d.shape)),
     )
     larger = [(p, q) for p in objects for q in objects if p.size == "large" and q.size == "small"]
-    if larger:
+    if larger and rng.random() < 0.5:
         p, q = larger[int(rng.integers(len(larger)))]
         true_size = yes()
         p, q = (p, q) if true_size else (q, p)

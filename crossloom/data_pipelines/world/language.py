@@ -27,7 +27,7 @@ class Language:
     """A language.
 
     Patterns: ``list`` ({items}), ``exists``, ``absent``, ``is`` ({a}, colour {c} agreeing),
-    ``larger``, ``relation`` and ``place`` (indefinite and definite), and the questions ``q_colour``,
+    ``larger``, ``relation`` and ``place`` (indefinite, definite), and the questions ``q_colour``,
     ``q_count``, ``q_exists``, ``q_side``, ``q_shape``, ``q_same``, ``q_larger``. A pattern may be
     given by relation (``relation.left``).
     """

@@ -9,12 +9,10 @@ _NOUN = {
     "star": ("Stern", "m"),
     "heart": ("Herz", "n"),
     "moon": ("Mond", "m"),
-    "cross": ("Kreuz", "n"),
-    "diamond": ("Raute", "f"),
 }
 _ADJECTIVE = {
     "red": "rot", "green": "grün", "blue": "blau", "yellow": "gelb", "black": "schwarz",
-    "white": "weiß", "brown": "braun", "purple": "violett", "small": "klein", "large": "groß",
+    "white": "weiß", "small": "klein", "large": "groß",
 }  # fmt: skip
 _EIN = {
     "nom": {"m": "ein", "n": "ein", "f": "eine"},

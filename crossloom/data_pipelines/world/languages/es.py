@@ -9,8 +9,6 @@ _NOUN = {
     "star": ("estrella", "f"),
     "heart": ("corazón", "m"),
     "moon": ("luna", "f"),
-    "cross": ("cruz", "f"),
-    "diamond": ("rombo", "m"),
 }
 _ADJECTIVE = {
     "red": ("rojo", "roja"),
@@ -19,8 +17,6 @@ _ADJECTIVE = {
     "yellow": ("amarillo", "amarilla"),
     "black": ("negro", "negra"),
     "white": ("blanco", "blanca"),
-    "brown": ("marrón", "marrón"),
-    "purple": ("morado", "morada"),
     "small": ("pequeño", "pequeña"),
     "large": ("grande", "grande"),
 }

@@ -9,8 +9,6 @@ _NOUN = {
     "star": ("étoile", "f"),
     "heart": ("cœur", "m"),
     "moon": ("lune", "f"),
-    "cross": ("croix", "f"),
-    "diamond": ("losange", "m"),
 }
 _ADJECTIVE = {
     "red": ("rouge", "rouge"),
@@ -19,8 +17,6 @@ _ADJECTIVE = {
     "yellow": ("jaune", "jaune"),
     "black": ("noir", "noire"),
     "white": ("blanc", "blanche"),
-    "brown": ("marron", "marron"),
-    "purple": ("violet", "violette"),
     "small": ("petit", "petite"),
     "large": ("grand", "grande"),
 }

@@ -9,8 +9,6 @@ _NOUN = {
     "star": ("nyota", 9),
     "heart": ("moyo", 3),
     "moon": ("mwezi", 3),
-    "cross": ("msalaba", 3),
-    "diamond": ("almasi", 9),
 }
 _OF = {3: "wa", 5: "la", 9: "ya"}
 #: Subject prefixes: "is at" (-ko) and "has" (-na).
@@ -23,7 +21,7 @@ _AGREEING = {
     "large": {3: "mkubwa", 5: "kubwa", 9: "kubwa"},
 }
 _INVARIABLE = {
-    "green": "kijani", "blue": "bluu", "yellow": "njano", "brown": "kahawia", "purple": "zambarau",
+    "green": "kijani", "blue": "bluu", "yellow": "njano",
 }  # fmt: skip
 
 

@@ -10,12 +10,10 @@ _NOUN = {
     "star": ("yıldız", "yıldızın", "yıldızdan"),
     "heart": ("kalp", "kalbin", "kalpten"),
     "moon": ("hilal", "hilalin", "hilalden"),
-    "cross": ("haç", "haçın", "haçtan"),
-    "diamond": ("elmas", "elmasın", "elmastan"),
 }
 _WORD = {
     "red": "kırmızı", "green": "yeşil", "blue": "mavi", "yellow": "sarı", "black": "siyah",
-    "white": "beyaz", "brown": "kahverengi", "purple": "mor", "small": "küçük", "large": "büyük",
+    "white": "beyaz", "small": "küçük", "large": "büyük",
 }  # fmt: skip
 
 

@@ -9,12 +9,10 @@ _NOUN = {
     "star": "星形",
     "heart": "心形",
     "moon": "月牙形",
-    "cross": "十字形",
-    "diamond": "菱形",
 }
 _WORD = {
     "red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "black": "黑色",
-    "white": "白色", "brown": "棕色", "purple": "紫色", "small": "小", "large": "大",
+    "white": "白色", "small": "小", "large": "大",
 }  # fmt: skip
 
 

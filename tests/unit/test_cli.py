@@ -1,0 +1,234 @@
+"""The command line as a person meets it: what it prints, what it leaves, how it ends."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from crossloom.testing.recipes import tiny_recipe
+from crossloom.training.recipe import to_yaml
+
+
+def run(*arguments, cwd=None, **environment):
+    out = subprocess.run(
+        [sys.executable, "-m", "crossloom", *map(str, arguments)],
+        capture_output=True, text=True, cwd=cwd, check=False,
+        env={**os.environ, "COLUMNS": "300", **environment},
+    )  # fmt: skip
+    return out.returncode, out.stdout, out.stderr
+
+
+@pytest.fixture(scope="module")
+def recipe(world, tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
+    path.write_text(to_yaml(tiny_recipe(world)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pretrained(recipe, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    code, _, said = run("pretrain", recipe, "--out", out, "steps=4")
+    assert code == 0, said
+    return out
+
+
+def test_module_and_script_are_the_same():
+    script = shutil.which("crossloom", path=str(Path(sys.executable).parent))
+    assert script is not None
+    out = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
+    assert run("--help")[1].replace("python -m crossloom", "crossloom") == out.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "dem"], "no recipe is called 'dem'; did you mean 'demo'?"),
+        (["pretrain", "demo", "optim.rat=1"], "did you mean 'rate'?"),
+        (["pretrain", "none.yaml"], "none.yaml: cannot be read"),
+        (["finetune", "vqqa", "--from", "x"], "no task is called 'vqqa'; did you mean 'vqa'?"),
+        (["finetune", "vqa", "--from", "nowhere"], "nowhere: not a run directory"),
+        (["evaluate", "vqa", "--from", "nowhere"], "nowhere: not a run directory"),
+        (["shards", "make", "worl"], "did you mean 'world'?"),
+        (["shards", "make", "coco", "nowhere"], "nowhere"),
+        (["shards", "make", "world", "--set", "examplse=3"], "examplse"),
+        (["shards", "index", "nothing-*.tar"], "no such shards"),
+        (["report", "nowhere"], "nowhere: not a run directory"),
+    ],
+)
+def test_configuration_errors_are_one_line_with_status_2(arguments, message, tmp_path):
+    code, _, said = run(*arguments, cwd=tmp_path)
+    assert message in said
+    assert "Traceback" not in said
+    assert code == 2
+    assert not list(tmp_path.rglob("*.tar"))
+
+
+def test_a_missing_vocabulary_says_what_to_do(recipe, tmp_path):
+    code, _, said = run("pretrain", recipe, "modalities.text.vocabulary=gone.model", cwd=tmp_path)
+    assert code == 2
+    assert "gone.model: no such vocabulary" in said
+    assert "tokenizer train" in said
+
+
+def test_the_whole_path(pretrained, world, tmp_path):
+    tuned = tmp_path / "tiny-xnli"
+    code, _, said = run(
+        "finetune", "xnli", "--from", pretrained, "--out", tuned, "steps=2", "examples=4"
+    )
+    assert code == 0, said
+    code, _, said = run("evaluate", "xnli", "--from", tuned)
+    assert code == 0, said
+    assert "zero_shot_mean" in said
+    result = json.loads((tuned / "results" / "xnli.json").read_text())
+    assert result["metrics"]["pairs"] == 20 * 4 * 10
+    assert set(result["metrics"]["by_language"]) >= {"en", "zh"}
+    records = (tuned / "results" / "xnli.records.jsonl").read_text().splitlines()
+    assert len(records) == 800
+    moved = pretrained.parent / "tiny-xnli"
+    shutil.copytree(tuned, moved)
+    code, _, said = run("report", pretrained, "--out", tmp_path / "r.html")
+    assert code == 0, said
+    page = (tmp_path / "r.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    ).replace("http://creativecommons.org", "")
+    assert page.count("<svg") >= 3
+    assert "accuracy in all other languages" in page
+
+
+@pytest.mark.parametrize("task", ["vqa", "retrieval"])
+def test_tasks_with_pictures(pretrained, task, tmp_path):
+    tuned = tmp_path / task
+    settings = ["tested=[en,de]"] if task == "retrieval" else []
+    code, _, said = run(
+        "finetune", task, "--from", pretrained, "--out", tuned, "steps=2", "examples=8", *settings
+    )
+    assert code == 0, said
+    code, _, said = run("evaluate", task, "--from", tuned)
+    assert code == 0, said
+    metrics = json.loads((tuned / "results" / f"{task}.json").read_text())["metrics"]
+    if task == "vqa":
+        assert 0 <= metrics["accuracy"] <= 1
+        assert metrics["questions"] > 100
+    else:
+        assert metrics["images"] == 20
+        assert metrics["texts"] == 40
+        assert 0 <= metrics["text_to_image"]["r1"] <= metrics["text_to_image"]["r10"] <= 1
+
+
+def test_recipes_are_listed_shown_and_described(recipe):
+    code, _, said = run("recipes", "list")
+    assert code == 0
+    assert "demo" in said
+    code, shown, _ = run("recipes", "show", recipe, "steps=7")
+    assert code == 0
+    assert "steps: 7" in shown
+    code, schema, _ = run("recipes", "schema")
+    assert json.loads(schema)["properties"]["steps"]["type"] == "integer"
+
+
+def test_plugins_are_listed_with_their_origin():
+    code, _, said = run("plugins", "list")
+    assert code == 0
+    for name in ("patches", "regions", "speech", "text", "contrast", "storybooks", "vqa", "demo"):
+        line = next(x for x in said.splitlines() if f"│ {name} " in x)
+        assert "crossloom 0." in line
+
+
+def test_trace_agrees_over_processes_and_with_training(recipe):
+    def trace(world):
+        code, out, said = run(
+            "shards", "trace", recipe, "micro=4", "--steps", "2:5", "--world", world, "--json"
+        )
+        assert code == 0, said
+        return [json.loads(x) for x in out.splitlines()]
+
+    alone, shared = trace(1), trace(2)
+    assert {x["rank"] for x in shared} == {0, 1}
+    for step in (2, 3, 4):
+        one = next(x["keys"] for x in alone if x["step"] == step)
+        two = [x["keys"] for x in shared if x["step"] == step]
+        assert sorted(one) == sorted(two[0] + two[1])
+        assert len(one) == 16
+
+
+def damaged(world, out):
+    """A copy of the world whose first shard has samples damaged in several ways."""
+    shutil.copytree(world, out)
+    path = out / "train-000000.tar"
+    for index in out.glob("*.index.json"):
+        index.unlink()
+    with tarfile.open(path) as tar:
+        members = [(m.name, tar.extractfile(m).read()) for m in tar]
+    keys = sorted({n.split(".")[0] for n, _ in members})
+    harm = {
+        (keys[0], "regions.npz"): lambda d: d[:50],
+        (keys[1], "json"): lambda d: b"\xff" + d,
+        (keys[2], "png"): lambda d: d[: len(d) // 2],
+    }
+    import io
+
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            key, _, extension = name.partition(".")
+            if key == keys[3] and extension == "regions.npz":
+                continue
+            data = harm.get((key, extension), lambda d: d)(data)
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return keys[:4]
+
+
+def test_check_names_every_damaged_sample(world, tmp_path):
+    keys = damaged(world, tmp_path / "bad")
+    code, _, said = run("shards", "check", tmp_path / "bad" / "train-*.tar",
+                        "--quarantine", tmp_path / "q.jsonl")  # fmt: skip
+    assert code == 1
+    assert "Traceback" not in said
+    found = {
+        x["key"]: x["kind"]
+        for x in map(json.loads, (tmp_path / "q.jsonl").read_text().splitlines())
+    }
+    assert found == {keys[0]: "undecodable", keys[1]: "not UTF-8", keys[2]: "undecodable"}
+
+
+def test_training_goes_on_without_bad_samples_and_lists_them(recipe, world, tmp_path):
+    keys = damaged(world, tmp_path / "bad")
+    out = tmp_path / "run"
+    code, _, said = run("pretrain", recipe, f"data={tmp_path / 'bad'}", "--out", out, "steps=30")
+    assert code == 0, said
+    lines = [json.loads(x) for x in (out / "quarantine.jsonl").read_text().splitlines()]
+    hurt = {x["key"].split("/")[1] for x in lines}
+    # a picture that does not decode is not read by a recipe over regions
+    assert hurt == {keys[0], keys[1], keys[3]}
+    assert {x["kind"] for x in lines} == {"undecodable", "not UTF-8", "missing member"}
+
+
+def test_too_many_bad_samples_end_the_run_with_status_1(recipe, world, tmp_path):
+    damaged(world, tmp_path / "bad")
+    code, _, said = run("pretrain", recipe, f"data={tmp_path / 'bad'}", "--out", tmp_path / "run",
+                        "steps=400", "bad_share=0.001")  # fmt: skip
+    assert code == 1
+    assert "samples are bad" in said
+    assert "Traceback" not in said
+
+
+def test_show_writes_a_page_that_stands_alone(world, tmp_path):
+    code, _, said = run("shards", "show", world / "test-*.tar", "--out", tmp_path / "s.html")
+    assert code == 0, said
+    page = (tmp_path / "s.html").read_text()
+    assert page.count("data:image/png;base64") == 20
+    assert "http" not in page
+
+
+def test_doctor_speaks():
+    code, _, said = run("doctor")
+    assert code == 0
+    assert "torch" in said
