@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import crossloom
+
 ROOT = Path(__file__).parents[2] / "crossloom"
 #: What each room may import, beside itself. ``units``, ``batch`` and ``plugins`` are open to all.
 ALLOWED = {
@@ -24,13 +26,47 @@ BASE = {"units": set(), "plugins": set(), "batch": {"units"}}
 
 
 def imported(path):
+    """First level below ``crossloom`` of whatever a file imports, however it is written."""
+    package = ["crossloom", *path.relative_to(ROOT).parent.parts]
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         names = []
         if isinstance(node, ast.Import):
             names = [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        yield from (n.split(".")[1] for n in names if n.startswith("crossloom."))
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            names = [f"{source}.{a.name}" for a in node.names]
+        for parts in (n.split(".") for n in names):
+            if parts[0] == "crossloom" and len(parts) > 1:
+                # a public name of the package stands for the module where it lives
+                yield crossloom._NAMES.get(parts[1], f"crossloom.{parts[1]}").split(".")[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "room"),
+    [
+        ("import crossloom.models.plan", "models"),
+        ("from crossloom.models.plan import Plan", "models"),
+        ("from crossloom import models", "models"),
+        ("from crossloom import Recipe", "training"),
+        ("from ..models import plan", "models"),
+        ("from .. import models", "models"),
+        ("if TYPE_CHECKING:\n    from crossloom.models import plan", "models"),
+        ("def f():\n    from crossloom.models import plan", "models"),
+        ("from . import text", "modalities"),
+    ],
+)
+def test_every_way_to_import_is_seen(tmp_path, monkeypatch, line, room):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / "modalities" / "new.py"
+    path.parent.mkdir()
+    path.write_text(line)
+    assert list(imported(path)) == [room]
+
+
+def test_every_room_has_its_place():
+    rooms = {p.parent.name for p in ROOT.glob("*/__init__.py")}
+    assert rooms == set(ALLOWED), "say in ALLOWED what the new room may import"
 
 
 @pytest.mark.parametrize("room", ALLOWED)
@@ -46,9 +82,9 @@ def test_base_modules_import_next_to_nothing(module):
 
 
 def loaded_after(code):
-    script = f"import sys; {code}; print(' '.join(sys.modules))"
+    script = f"import sys\n{code}\nprint(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(out.stdout.split())
+    return set(out.stdout.splitlines()[-1].split())
 
 
 def test_importing_is_light():
@@ -59,3 +95,12 @@ def test_the_command_line_and_recipes_load_no_towers_or_engines():
     heavy = {"timm", "open_clip", "deepspeed", "transformers", "matplotlib", "tensorboard"}
     code = "import crossloom.cli; from crossloom.training.recipe import load_recipe as r; r('demo')"
     assert not heavy & loaded_after(code)
+
+
+@pytest.mark.parametrize("command", [["--help"], ["pretrain", "--help"]], ids=" ".join)
+def test_help_is_light(command):
+    heavy = {"timm", "open_clip", "deepspeed", "transformers", "matplotlib", "tensorboard"}
+    run = f"sys.argv = ['crossloom', *{command}]; from crossloom.cli import main"
+    found = loaded_after(f"{run}\nmain()")
+    assert "crossloom.cli" in found
+    assert not heavy & found

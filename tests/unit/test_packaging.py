@@ -1,9 +1,14 @@
+import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-tomllib = pytest.importorskip("tomllib")
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 POINTS = [
     (group, name, target)
