@@ -2,7 +2,7 @@
 
 The member is an ``npz`` with ``features`` (float ``[R, F]``), ``boxes`` (float ``[R, 4]``, x1, y1,
 x2, y2 in pixels), ``size`` (``[2]``, width and height in pixels) and, where classes are predicted,
-``probabilities`` (float ``[R, C]``, class 0 = background) or ``labels`` (int ``[R]``).
+``probabilities`` (float ``[R, C]``, class 0 = background) or ``labels`` (int ``[R]``), or both.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ Norm = Literal["norm_of_norms", "mean_of_norms", "norm_of_sum"]
 class Regions(Modality):
     """Detector features with boxes.
 
-    Targets: ``feature`` (vector), ``class`` (index: the most probable class but background),
-    ``classes`` (distribution).
+    Content: ``feature`` (float32 ``[N, F]``), ``box`` (float32 ``[N, box]``, in 0..1).
+    Targets: ``feature`` (vector), ``class`` (index: the label where there are labels, else the most
+    probable class but background, as UNITER's MRC does), ``classes`` (distribution).
     """
 
     kind: ClassVar[str] = "regions"
@@ -41,7 +42,7 @@ class Regions(Modality):
     features: int = 2048
     """Size F of a feature vector."""
     classes: int = 1601
-    """Number C of classes, background (0) included; 0 when the member has none."""
+    """Number C of classes, background (0) included; 0 when none are to be predicted."""
     box: Literal[4, 5, 7] = 7
     """Numbers that encode a box, all in shares of width and height: 4 corners (LXMERT); 5 with the
     share of area (ViLBERT); 7 with width, height and their product (UNITER)."""
@@ -50,58 +51,113 @@ class Regions(Modality):
     overlap: float = 0.5
     """Regions whose boxes overlap at least so much (intersection over union), directly or through
     others, form a group: hidden by group, none can be read off its neighbour."""
+    overall: bool = False
+    """Put a unit for the whole image first (ViLBERT's global feature): never hidden, its box is the
+    image, its feature the mean of the regions that are *not* hidden, which the embedder takes. A
+    mean taken before hiding would tell what is hidden (as it does in VOLTA)."""
     norm: Norm = "norm_of_norms"
     """How feature and box are joined: norm of the sum of both normed (UNITER), mean of both normed
     (LXMERT), norm of their sum (ViLBERT)."""
     dropout: float = 0.1
 
+    def __post_init__(self) -> None:
+        if self.features < 1 or self.limit < 1:
+            raise ValueError(f"features {self.features} and limit {self.limit} must be at least 1")
+        if self.classes < 0 or self.classes == 1:
+            raise ValueError(
+                f"classes is {self.classes}; write 0 for none, else count background: 2 or more"
+            )
+        if not self.overlap > 0:
+            raise ValueError(f"overlap is {self.overlap}; it is a share, in 0..1 and above 0")
+
     def decode(self, sample: Sample, rng: np.random.Generator) -> Units:
-        """Units of the regions."""
+        """Units of the regions; nothing is random.
+
+        Raises:
+            BadSample: "missing member", "undecodable", "wrong type", "wrong shape",
+                "NaN features", "box outside image", "empty stream".
+        """
         arrays = read_npz(sample, self.field)
         feature = self._array(arrays, "features", (None, self.features))[: self.limit]
         box = self._array(arrays, "boxes", (len(arrays["features"]), 4))[: self.limit]
         size = self._array(arrays, "size", (2,))
         if len(feature) == 0:
-            raise BadSample("empty stream", f"{self.field}: no regions")
-        if not np.isfinite(feature).all():
-            raise BadSample("NaN features", f"{self.field}: features are not all finite")
-        corners = _shares(box, size, self.field)
+            raise BadSample("empty stream", f"{self.field}: no regions; at least one is expected")
         feature = np.ascontiguousarray(feature, np.float32)
+        if not np.isfinite(feature).all():
+            bad = int((~np.isfinite(feature)).any(1).sum())
+            raise BadSample(
+                "NaN features",
+                f"{self.field}: features of {bad} of {len(feature)} regions are not all finite",
+            )
+        corners = _shares(box, size, self.field)
         targets: dict[str, Array] = {"feature": feature.copy()}
         if self.classes:
             targets |= self._classes(arrays, len(arrays["features"]))
+        group = overlap_groups(corners, self.overlap)
+        maskable = np.ones(len(feature), bool)
+        if self.overall:
+            # what the embedder shows is its own mean; this one is never read, nor predicted
+            feature = _prepend(feature.mean(0), feature)
+            corners = _prepend(np.array([0, 0, 1, 1], np.float32), corners)
+            group, maskable = _prepend(0, group + 1), _prepend(False, maskable)
+            first: dict[str, Any] = {k: v.mean(0) for k, v in targets.items() if v.ndim == 2}
+            targets = {k: _prepend(first.get(k, -1), v) for k, v in targets.items()}
         return make_units(
             {"feature": feature, "box": _encode(corners, self.box)},
             targets=targets,
-            group=overlap_groups(corners, self.overlap),
+            maskable=maskable,
+            group=group,
         )
 
     def _array(self, arrays: Mapping[str, Array], name: str, shape: tuple[Any, ...]) -> Array:
         if name not in arrays:
-            found = ", ".join(arrays)
+            found = ", ".join(arrays) or "nothing"
             raise BadSample("missing member", f"{self.field} has no {name!r}; it has {found}")
         value = arrays[name]
+        if value.dtype.kind not in "fiu":
+            raise BadSample(
+                "wrong type", f"{self.field}: {name} is of type {value.dtype}; expected numbers"
+            )
         fits = value.ndim == len(shape) and all(
             n is None or n == m for n, m in zip(shape, value.shape, strict=False)
         )
         if not fits:
-            raise BadSample("wrong shape", f"{self.field}: {name} is {value.shape}, not {shape}")
+            expected = ", ".join("R" if n is None else str(n) for n in shape)
+            raise BadSample(
+                "wrong shape",
+                f"{self.field}: {name} has shape {list(value.shape)}; expected [{expected}]",
+            )
         return value
 
     def _classes(self, arrays: Mapping[str, Array], count: int) -> dict[str, Array]:
-        if "labels" in arrays and "probabilities" not in arrays:
+        label = chance = None
+        if "labels" in arrays:
             label = self._array(arrays, "labels", (count,))[: self.limit].astype(np.int64)
-            if label.min(initial=0) < 0 or label.max(initial=0) >= self.classes:
+            if label.min() < 0 or label.max() >= self.classes:
                 raise BadSample(
-                    "wrong shape", f"{self.field}: labels beyond {self.classes} classes"
+                    "wrong shape",
+                    f"{self.field}: labels are {label.min()}..{label.max()}; "
+                    f"expected 0..{self.classes - 1} ({self.classes} classes)",
                 )
-            return {"class": label, "classes": np.eye(self.classes, dtype=np.float32)[label]}
-        chance = self._array(arrays, "probabilities", (count, self.classes))[: self.limit]
-        chance = chance.astype(np.float32)
-        total = chance.sum(1, keepdims=True)
-        if not np.isfinite(total).all() or (np.abs(total - 1) > 0.05).any():
-            raise BadSample("NaN features", f"{self.field}: probabilities do not sum to one")
-        return {"class": chance[:, 1:].argmax(1).astype(np.int64) + 1, "classes": chance / total}
+        if label is None or "probabilities" in arrays:
+            chance = self._array(arrays, "probabilities", (count, self.classes))[: self.limit]
+            chance = chance.astype(np.float32)
+            total = chance.sum(1, keepdims=True)
+            # not(...) so that NaN fails too; half precision over 1601 classes is off by 1 %
+            if not (np.abs(total - 1).max() <= 0.05 and chance.min() >= 0):
+                raise BadSample(
+                    "NaN features",
+                    f"{self.field}: probabilities sum to {total.min():.3g}..{total.max():.3g}, the "
+                    f"least is {chance.min():.3g}; expected none below 0 and rows that sum to 1",
+                )
+            chance = chance / total
+        if label is None:
+            assert chance is not None
+            label = chance[:, 1:].argmax(1).astype(np.int64) + 1
+        if chance is None:
+            chance = np.eye(self.classes, dtype=np.float32)[label]
+        return {"class": label, "classes": chance}
 
     def blank(self) -> Units:
         """One region of zeros."""
@@ -116,8 +172,8 @@ class Regions(Modality):
         return make_units(content, targets=targets)
 
     def longest(self) -> int:
-        """The limit."""
-        return self.limit
+        """The limit, and the whole image."""
+        return self.limit + int(self.overall)
 
     def predictable(self) -> Mapping[str, Target]:
         """Feature and classes."""
@@ -129,7 +185,7 @@ class Regions(Modality):
 
     def embedder(self, width: int) -> RegionEmbedder:
         """Linear layers for feature and box, joined as ``norm`` says."""
-        return RegionEmbedder(self.features, self.box, width, self.norm, self.dropout)
+        return RegionEmbedder(self.features, self.box, width, self.norm, self.dropout, self.overall)
 
 
 def read_npz(sample: Sample, field: str) -> dict[str, Array]:
@@ -142,15 +198,20 @@ def read_npz(sample: Sample, field: str) -> dict[str, Array]:
         BadSample: missing, truncated, or not an npz.
     """
     if field not in sample:
-        raise BadSample("missing member", f"no {field}; it has {', '.join(sorted(sample))}")
+        found = ", ".join(sorted(sample)) or "nothing"
+        raise BadSample("missing member", f"no {field}; the sample has {found}")
     try:
         with zipfile.ZipFile(io.BytesIO(sample[field])) as archive:
             return {
                 info.filename.removesuffix(".npy"): _array(_stored(sample[field], info, archive))
                 for info in archive.infolist()
             }
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, struct.error) as error:
-        raise BadSample("undecodable", f"{field}: {error}") from None
+    except Exception as error:
+        # damaged bytes make the zip and header parsers raise almost anything (zlib.error,
+        # NotImplementedError, RuntimeError, tokenize.TokenError, …), and none may end a run
+        raise BadSample(
+            "undecodable", f"{field}: not a readable npz ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _stored(data: bytes, info: zipfile.ZipInfo, archive: zipfile.ZipFile) -> bytes:
@@ -185,17 +246,29 @@ def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return shape, fortran, dtype
 
 
+def _prepend(first: Any, rest: Array) -> Array:
+    """``rest`` with one row before it."""
+    return np.concatenate([np.asarray(first, rest.dtype)[None], rest])
+
+
 def _shares(box: Array, size: Array, field: str) -> Array:
-    """Corners in 0..1; half a per cent of overhang is cut off, more is an error."""
+    """Corners in 0..1. Overhang of a pixel, or of half a per cent, is cut off; more is an error."""
     width, height = (float(x) for x in size)
-    if not (width > 0 and height > 0 and np.isfinite(box).all()):
+    if not (0 < width < np.inf and 0 < height < np.inf):
+        raise BadSample("box outside image", f"{field}: size {width}x{height}; expected pixels")
+    scale = np.array([width, height, width, height], np.float32)
+    corners = box.astype(np.float32) / scale
+    # detectors differ by one in whether x2 is the last pixel or the one after it
+    slack = np.maximum(1 / scale, 0.005) + 1e-6
+    inside = (corners >= -slack).all(1) & (corners <= 1 + slack).all(1)
+    inside &= (corners[:, 2:] >= corners[:, :2]).all(1)
+    if not inside.all():
+        bad = box[int(np.argmin(inside))].tolist()
         raise BadSample(
-            "box outside image", f"{field}: size {width}x{height}, boxes {box.tolist()}"
+            "box outside image",
+            f"{field}: box {bad} in an image of {width:.0f}x{height:.0f}; "
+            "expected x1 <= x2, y1 <= y2 in pixels, inside the image",
         )
-    corners = box.astype(np.float32) / np.array([width, height, width, height], np.float32)
-    if corners.min() < -0.005 or corners.max() > 1.005 or (corners[:, 2:] < corners[:, :2]).any():
-        worst = box[int(np.abs(corners - 0.5).max(1).argmax())].tolist()
-        raise BadSample("box outside image", f"{field}: box {worst} in {width:.0f}x{height:.0f}")
     return corners.clip(0, 1)
 
 
@@ -226,11 +299,23 @@ def overlap_groups(corners: Array, threshold: float) -> Array:
 
 
 class RegionEmbedder(Embedder):
-    """Feature and box to a vector; a hidden region shows a learned feature in its box."""
+    """Feature and box to a vector; a hidden region shows a learned feature in its own box.
 
-    def __init__(self, features: int, box: int, width: int, norm: Norm, dropout: float) -> None:
+    UNITER, ``model/model.py``: zero plus a learned vector, before the linear layer.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        box: int,
+        width: int,
+        norm: Norm,
+        dropout: float,
+        overall: bool = False,
+    ) -> None:
         super().__init__()
         self.how = norm
+        self.overall = overall
         self.feature = nn.Linear(features, width)
         self.box = nn.Linear(box, width)
         self.mask = nn.Parameter(torch.zeros(features))
@@ -242,13 +327,32 @@ class RegionEmbedder(Embedder):
 
     def forward(self, stream: Stream) -> Tensor:
         """``[N, width]``."""
-        seen = torch.where(stream.hidden[:, None], self.mask, stream.content["feature"])
-        total = self.feature_norm(self.feature(seen)) + self.box_norm(
-            self.box(stream.content["box"])
-        )
+        dtype = self.feature.weight.dtype
+        feature = stream.content["feature"]
+        seen = torch.where(stream.hidden[:, None], self.mask, feature.to(dtype))
+        if self.overall:
+            mean = self._visible_mean(stream, feature)
+            seen = torch.where((stream.position == 0)[:, None], mean.to(dtype), seen)
+        box = self.box(stream.content["box"].to(dtype))
+        total = self.feature_norm(self.feature(seen)) + self.box_norm(box)
         if self.how == "mean_of_norms":
             total = total / 2
         return self.dropout(self.norm(total))
+
+    def _visible_mean(self, stream: Stream, feature: Tensor) -> Tensor:
+        """For each unit, the mean feature ``[N, F]`` of its example's visible regions.
+
+        The mask where all are hidden.
+        """
+        visible = ~stream.hidden & (stream.position > 0)
+        # where, not a product: a hidden NaN must not reach the sum
+        shown = torch.where(visible[:, None], feature, torch.zeros_like(feature))
+        examples = len(stream.length)
+        total = feature.new_zeros(examples, feature.shape[1]).index_add(0, stream.example, shown)
+        count = feature.new_zeros(examples).index_add(0, stream.example, visible.to(feature.dtype))
+        mean = total / count.clamp(min=1)[:, None]
+        mean = torch.where((count > 0)[:, None], mean, self.mask.to(feature.dtype))
+        return mean.index_select(0, stream.example)
 
     def tied(self, target: str) -> Tensor | None:
         """The feature layer's weight, transposed, for the target ``feature`` (UNITER)."""
