@@ -30,7 +30,7 @@ clean:
 
 # uv when it is there, venv and pip otherwise; a stamp appears only after a complete install
 .venv/bin/python:
-	@if command -v uv >/dev/null; then uv venv --python $(PYTHON) .venv; else $(PYTHON) -m venv .venv; fi
+	@if command -v uv >/dev/null; then uv venv -q --seed --allow-existing --python $(PYTHON) .venv; else $(PYTHON) -m venv .venv; fi
 
 define install
 	@echo "installing crossloom$(1) (a few minutes the first time)"
