@@ -1,13 +1,19 @@
 """Images as patches: raw pixels through a linear layer, or through an image tower by name.
 
 Images stay uint8 until they are on the device, where they are normalised.
+
+Towers by name: any model of timm that gives a square grid of features, and open_clip's image towers
+(its own vision transformers, its ResNets, and those it takes from timm). Nothing is downloaded:
+weights come from a file.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -21,11 +27,17 @@ from crossloom.units import Array, BadSample, Sample, Units, make_units
 
 #: Members looked for when ``field`` is ``"image"``.
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+#: Channel statistics of CLIP's towers (``open_clip/constants.py``), for ``mean``, ``deviation``.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Random resized crop, and perhaps a mirror image (captions may name sides: off)."""
+    """Random resized crop; mirror image and colours only when asked for.
+
+    Captions name sides and colours, so that ``flip`` and ``jitter`` would make them false.
+    """
 
     scale: tuple[float, float] = (0.5, 1.0)
     """Share of the picture's area that a crop covers."""
@@ -33,13 +45,30 @@ class Augment:
     """Width over height of the crop."""
     flip: float = 0.0
     """Probability of mirroring."""
+    jitter: float = 0.0
+    """Brightness, contrast and saturation are multiplied by numbers in 1 - jitter..1 + jitter."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale {self.scale}: write two shares, the lower first, in 0..1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio {self.ratio}: write two numbers above 0, the lower first")
+        if not (0 <= self.flip <= 1 and 0 <= self.jitter < 1):
+            raise ValueError(f"flip {self.flip} and jitter {self.jitter} must be in 0..1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patches(Modality):
-    """Square patches of a square picture; with ``summary``, a learned unit comes first.
+    """Square patches of a square picture; with ``summary``, a unit for all of it comes first.
 
-    Target: ``pixels`` (vector), each patch brought to mean 0 and deviation 1 (MAE, section 4.1).
+    Linear layer: content ``pixels`` (uint8 ``[N, patch · patch · 3]``, row by row, channels last);
+    target ``pixels`` (vector, float32), each patch brought to mean 0 and deviation 1 (MAE, arXiv
+    2111.06377, section 3 "Reconstruction target"; deviation over n, its code has n - 1).
+
+    Tower: ``whole["image"]`` (uint8 ``[3, size, size]``), no target; units are the summary and the
+    tower's grid of features, row by row.
+
+    Evaluation decodes with :meth:`steady`, which augments nothing.
     """
 
     kind: ClassVar[str] = "patches"
@@ -54,28 +83,41 @@ class Patches(Modality):
     weights: str = ""
     """File with the tower's weights (safetensors, or torch without pickled objects)."""
     summary: bool = True
-    """A learned unit before the patches (linear layer only; towers have their own)."""
+    """A unit before the patches, never hidden: learned for the linear layer; a tower's class token
+    or what its learned pooling gives. Towers that have neither (convolutional ones) get none."""
     augment: Augment | None = None
+    """None: all of the picture, squeezed to the square."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of the channels, in 0..1 (ImageNet's)."""
+    """Of the channels, in 0..1 (ImageNet's; write :data:`CLIP_MEAN` for towers of CLIP)."""
     deviation: tuple[float, float, float] = (0.229, 0.224, 0.225)
     max_pixels: int = 100_000_000
     """Larger pictures are refused before they are decoded."""
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.size % self.patch:
+        if self.size < 1 or self.patch < 1:
+            raise ValueError(f"size {self.size} and patch {self.patch} must be at least 1")
+        if not self.tower and self.size % self.patch:
             raise ValueError(f"size {self.size} is not a multiple of patch {self.patch}")
 
     def decode(self, sample: Sample, rng: np.random.Generator) -> Units:
-        """Patches of the (cropped, resized) picture."""
+        """Patches of the (cropped, resized) picture.
+
+        Raises:
+            BadSample: "missing member", "undecodable", "image too large".
+        """
         picture = decode_image(*self._member(sample), self.max_pixels)
         picture = fit(picture, self.size, self.augment, rng)
         if self.tower:
-            count, _ = _tower_shape(self.tower, self.size)
-            return make_units({}, count=count, whole={"image": picture})
+            return self._whole(picture)
         content = cut(picture, self.patch)
         return self._units(content)
+
+    def _whole(self, picture: Array) -> Units:
+        shape = tower_shape(self.tower, self.size, self.summary)
+        maskable = np.ones(shape.units, bool)
+        maskable[: shape.first] = False
+        return make_units({}, count=shape.units, whole={"image": picture}, maskable=maskable)
 
     def _units(self, content: Array) -> Units:
         pixels = content.astype(np.float32) / 255
@@ -95,27 +137,25 @@ class Patches(Modality):
         for name in names:
             if name in sample:
                 return sample[name], name
-        found = ", ".join(sorted(sample))
-        raise BadSample("missing member", f"none of {', '.join(names)}; it has {found}")
+        found = ", ".join(sorted(sample)) or "nothing"
+        raise BadSample(
+            "missing member", f"no picture ({', '.join(names)}); the sample has {found}"
+        )
 
     def steady(self) -> Patches:
         """Without augmentation: the picture squeezed to the square."""
         return replace(self, augment=None)
 
     def blank(self) -> Units:
-        """A grey picture's units (for the linear layer, one of them)."""
+        """A grey picture's units; for the linear layer one patch (and the summary)."""
         if self.tower:
-            grey = np.full((3, self.size, self.size), 127, np.uint8)
-            return make_units(
-                {}, count=_tower_shape(self.tower, self.size)[0], whole={"image": grey}
-            )
-        units = self._units(np.full((1, 3 * self.patch**2), 127, np.uint8))
-        return units
+            return self._whole(np.full((3, self.size, self.size), 127, np.uint8))
+        return self._units(np.full((1, 3 * self.patch**2), 127, np.uint8))
 
     def longest(self) -> int:
         """Patches, and the summary."""
         if self.tower:
-            return _tower_shape(self.tower, self.size)[0]
+            return tower_shape(self.tower, self.size, self.summary).units
         return (self.size // self.patch) ** 2 + int(self.summary)
 
     def predictable(self) -> Mapping[str, Target]:
@@ -132,32 +172,68 @@ class Patches(Modality):
 def decode_image(data: bytes, name: str, max_pixels: int) -> Array:
     """A picture as uint8 ``[3, height, width]`` RGB.
 
+    Transparent parts show white, as a page would; 16 bits a channel keep their upper eight; the
+    orientation that a camera noted (EXIF) is not applied, boxes and captions rarely know of it.
+
     Raises:
-        BadSample: it does not decode, or its header says it is too large.
+        BadSample: "undecodable"; "image too large" (its header says more than ``max_pixels``).
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        image: Image.Image
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data)) as image:  # reads the header only
             width, height = image.size
             if width * height > max_pixels:
-                raise BadSample("image too large", f"{name}: {width}x{height} pixels")
-            if image.mode in ("P", "LA", "RGBA", "PA"):
-                # transparent parts show white, as a page would
-                image = image.convert("RGBA")
-                page = Image.new("RGBA", image.size, (255, 255, 255, 255))
-                image = Image.alpha_composite(page, image)
-            array = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        if isinstance(error, BadSample):
-            raise
-        raise BadSample("undecodable", f"{name}: {error}") from None
-    return array.transpose(2, 0, 1)
+                raise BadSample(
+                    "image too large",
+                    f"{name}: {width}x{height} pixels; expected at most {max_pixels}",
+                )
+            if image.format == "JPEG" and image.mode in ("RGB", "L"):
+                try:
+                    return _decode_jpeg(data)
+                except RuntimeError:  # Pillow reads some files that it does not
+                    pass
+            return _rgb(image).transpose(2, 0, 1)
+    except BadSample:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadSample("image too large", f"{name}: {error}") from None
+    except Exception as error:
+        # Pillow's plugins raise almost anything on damaged bytes, and none may end a run
+        raise BadSample(
+            "undecodable", f"{name}: not a readable picture ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _decode_jpeg(data: bytes) -> Array:
+    """The picture through torchvision: Pillow's pixels in two thirds of the time."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    array: Array = decode_jpeg(buffer, mode=ImageReadMode.RGB).numpy()
+    return array
+
+
+def _rgb(image: Any) -> Array:
+    """``[height, width, 3]`` of a Pillow image of any mode."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255: all white
+        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        page = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(page, image)
+    return np.asarray(image.convert("RGB"))
 
 
 def fit(picture: Array, size: int, augment: Augment | None, rng: np.random.Generator) -> Array:
-    """The picture as uint8 ``[3, size, size]``: a random crop, or all of it squeezed."""
+    """The picture as uint8 ``[3, size, size]``: a random crop, or all of it squeezed.
+
+    torchvision's own random transforms draw from torch's global generator; here every number comes
+    from ``rng``, so that a picture depends on its example alone.
+    """
     import torchvision.transforms.v2.functional as transforms
 
     tensor = torch.from_numpy(np.ascontiguousarray(picture))
@@ -173,6 +249,11 @@ def fit(picture: Array, size: int, augment: Augment | None, rng: np.random.Gener
     out = transforms.resized_crop(tensor, top, left, high, wide, [size, size], antialias=True)
     if augment.flip and rng.random() < augment.flip:
         out = transforms.horizontal_flip(out)
+    if augment.jitter:
+        factors = rng.uniform(1 - augment.jitter, 1 + augment.jitter, 3)
+        out = transforms.adjust_brightness(out, float(factors[0]))
+        out = transforms.adjust_contrast(out, float(factors[1]))
+        out = transforms.adjust_saturation(out, float(factors[2]))
     return out.numpy()
 
 
@@ -208,60 +289,184 @@ class PatchEmbedder(Embedder):
         return self.dropout(self.norm(x + self.position(stream.position)))
 
 
+@dataclass(frozen=True)
+class TowerShape:
+    """What a tower gives for a picture."""
+
+    first: int  #: 1 when a summary comes first, else 0
+    side: int  #: cells on each side of the grid
+    summary: int  #: width of the summary, 0 for none
+    inner: int  #: width of a cell's features
+
+    @property
+    def units(self) -> int:
+        """Summary and cells."""
+        return self.first + self.side**2
+
+
 @lru_cache(maxsize=8)
-def _tower_shape(name: str, size: int) -> tuple[int, int]:
-    """Tokens and width that a tower gives for a picture."""
-    with torch.inference_mode():
-        tokens = _tokens(name, _make_tower(name, size).eval(), torch.zeros(1, 3, size, size))
-    return int(tokens.shape[1]), int(tokens.shape[2])
+def tower_shape(name: str, size: int, summary: bool) -> TowerShape:
+    """The shape of a tower's output, found by a pass without memory or arithmetic.
+
+    Raises:
+        ValueError: unknown tower; it gives no square grid, or none that divides ``size``.
+    """
+    try:
+        with torch.device("meta"), torch.no_grad():
+            tower = make_tower(name, size).eval()
+            found = tower_features(tower, torch.zeros(1, 3, size, size), summary)
+    except (NotImplementedError, RuntimeError):  # it looks at values while it is made or run
+        with torch.no_grad():
+            tower = make_tower(name, size).eval()
+            found = tower_features(tower, torch.zeros(1, 3, size, size), summary)
+    pooled, cells = found
+    side = math.isqrt(cells.shape[1])
+    if side**2 != cells.shape[1]:
+        raise ValueError(f"tower {name}: {cells.shape[1]} features are no square grid of cells")
+    # A cell must stand for size / side pixels exactly, or hiding would paint over other ones.
+    times = size / side / _patch_of(tower)
+    if not (times.is_integer() and int(times).bit_count() == 1):
+        raise ValueError(
+            f"tower {name}: its {side} cells a side do not divide size {size}; "
+            "choose a size that is a multiple of the tower's stride"
+        )
+    width = 0 if pooled is None else int(pooled.shape[1])
+    return TowerShape(int(pooled is not None), side, width, int(cells.shape[2]))
 
 
-def _make_tower(name: str, size: int) -> nn.Module:
+def _patch_of(tower: Any) -> int:
+    """Side in pixels of what the tower cuts first, 1 for convolutional towers.
+
+    A cell is that many pixels times a power of two: towers of windows merge four into one.
+    """
+    embed = getattr(getattr(tower, "trunk", tower), "patch_embed", tower)
+    side = getattr(embed, "patch_size", 1)
+    return int(side[0] if isinstance(side, tuple | list) else side)
+
+
+def make_tower(name: str, size: int) -> nn.Module:
+    """A tower with random weights.
+
+    Raises:
+        ValueError: not ``timm:NAME`` or ``open_clip:NAME`` of a known model, or a NAME that would
+            be downloaded.
+    """
     kind, _, model = name.partition(":")
+    if kind not in ("timm", "open_clip") or not model or ":" in model:
+        raise ValueError(
+            f"tower {name!r}: write timm:NAME or open_clip:NAME, NAME as the library lists it; "
+            "weights of a hub are given as a file (weights: PATH)"
+        )
     if kind == "timm":
         import timm
 
-        options: dict[str, Any] = {"img_size": size} if "vit" in model or "swin" in model else {}
-        return timm.create_model(model, pretrained=False, num_classes=0, **options)
-    if kind == "open_clip":
-        import open_clip
+        if not timm.is_model(model):
+            raise _unknown(name, timm.list_models())
+        options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
+        try:
+            return timm.create_model(model, img_size=size, **options)
+        except TypeError:  # convolutional models take pictures of any size
+            return timm.create_model(model, **options)
+    import open_clip
 
-        whole: Any = open_clip.create_model(model, pretrained=None, force_image_size=size)
-        visual = whole.visual
-        visual.output_tokens = True
-        return visual
-    raise ValueError(f"tower {name!r}: write timm:NAME or open_clip:NAME")
+    if model not in open_clip.list_models():
+        raise _unknown(name, open_clip.list_models())
+    # pretrained_hf: without it, models with a text tower of a hub would fetch that tower
+    device = torch.empty(0).device  # create_model moves the model, from "meta" too
+    whole: Any = open_clip.create_model(
+        model, pretrained=None, force_image_size=size, pretrained_hf=False, device=device
+    )
+    return whole.visual
 
 
-def _tokens(name: str, tower: nn.Module, image: Tensor) -> Tensor:
-    """``[E, tokens, width]`` of a tower's last features."""
-    if name.startswith("timm:"):
-        out = tower.forward_features(image)  # type: ignore[operator]
-        if out.dim() == 4:  # a convolutional map; timm's transformers of windows put channels last
-            last = out.shape[-1] == getattr(tower, "num_features", -1)
-            out = out.flatten(1, 2) if last else out.flatten(2).transpose(1, 2)
-        return out
-    _, tokens = tower(image)
-    return tokens
+def _unknown(name: str, models: list[str]) -> ValueError:
+    near = ", ".join(get_close_matches(name.partition(":")[2], models, 5, 0.5)) or "nothing like it"
+    return ValueError(f"tower {name!r}: the library has no such model; it has {near}")
+
+
+def tower_features(tower: nn.Module, image: Tensor, summary: bool) -> tuple[Tensor | None, Tensor]:
+    """A tower's summary ``[E, S]`` (None when not wanted, or it has none), and cells ``[E, T, C]``.
+
+    Raises:
+        ValueError: a tower that does not show its grid.
+    """
+    part: Any = tower
+    if hasattr(part, "trunk"):  # open_clip's wrapper around a model of timm
+        cells = part.trunk.forward_features(image)
+        pooled = part.head(part.trunk.forward_head(cells)) if summary else None
+        return pooled, _grid(part.trunk, cells)
+    if hasattr(part, "attnpool"):  # open_clip's ResNet
+        cells = part.stem(image)
+        for layer in (part.layer1, part.layer2, part.layer3, part.layer4):
+            cells = layer(cells)
+        return (part.attnpool(cells) if summary else None), cells.flatten(2).transpose(1, 2)
+    if hasattr(part, "output_tokens"):  # open_clip's vision transformer
+        if part.attn_pool is not None or part.pool_type not in ("tok", "avg"):
+            raise ValueError("this tower of open_clip pools its tokens; choose one that keeps them")
+        part.output_tokens = True
+        pooled, cells = part(image)
+        return (pooled if summary else None), cells
+    cells = part.forward_features(image)
+    if not summary:
+        return None, _grid(part, cells)
+    if getattr(part, "attn_pool", None) is not None:
+        return part.forward_head(cells, pre_logits=True), _grid(part, cells)
+    token = cells[:, 0] if getattr(part, "num_prefix_tokens", 0) else None
+    return token, _grid(part, cells)
+
+
+def _grid(tower: Any, cells: Tensor) -> Tensor:
+    """``[E, T, C]`` of timm's features: class and register tokens dropped, maps flattened."""
+    if cells.dim() == 4:  # a map; transformers of windows put channels last
+        last = cells.shape[-1] == getattr(tower, "num_features", -1)
+        return cells.flatten(1, 2) if last else cells.flatten(2).transpose(1, 2)
+    return cells[:, getattr(tower, "num_prefix_tokens", 0) :]
+
+
+def _freeze_unused(tower: nn.Module, summary: bool) -> None:
+    """Parameters that take no part get no gradient; some optimisers fail on those that miss one."""
+    part: Any = tower
+    unused: list[Any] = []
+    if hasattr(part, "trunk"):
+        if not summary:
+            unused = [part.head, *(_heads(part.trunk))]
+    elif hasattr(part, "attnpool"):
+        unused = [] if summary else [part.attnpool]
+    elif hasattr(part, "output_tokens"):
+        if part.final_ln_after_pool and not summary:
+            unused = [part.ln_post]
+        if part.proj is not None and not summary:
+            part.proj.requires_grad_(False)
+    elif not (summary and getattr(part, "attn_pool", None) is not None):
+        unused = _heads(part)
+    for module in unused:
+        module.requires_grad_(False)
+
+
+def _heads(tower: Any) -> list[nn.Module]:
+    """What a model of timm has after ``forward_features``."""
+    found = (getattr(tower, name, None) for name in ("attn_pool", "fc_norm", "head"))
+    return [part for part in found if isinstance(part, nn.Module)]
 
 
 class TowerEmbedder(Embedder):
-    """A tower's tokens, projected. Hidden tokens are covered after the tower has run.
+    """A tower's features, projected.
 
-    Towers mix all pixels, so a hidden token's content is in its neighbours: views must not hide
-    units of a stream with a tower (it offers no target either).
+    Towers mix all pixels, so a hidden unit's content would be in its neighbours if it were covered
+    afterwards. Hidden cells are therefore painted over, with the mean colour, before the tower
+    sees the picture (``size / side`` pixels a side, whatever the reach of the tower's features).
     """
 
     def __init__(self, spec: Patches, width: int) -> None:
         super().__init__()
-        self.name = spec.tower
-        self.tower = _make_tower(spec.tower, spec.size)
+        self.shape = tower_shape(spec.tower, spec.size, spec.summary)
+        self.tower = make_tower(spec.tower, spec.size)
         self.tower.keeps_weights = True  # type: ignore[assignment]
+        _freeze_unused(self.tower, spec.summary)
         if spec.weights:
-            self.tower.load_state_dict(_read_weights(spec.weights))
-        _, inner = _tower_shape(spec.tower, spec.size)
-        self.project = nn.Linear(inner, width)
-        self.mask = nn.Parameter(torch.zeros(width))
+            load_tower(self.tower, spec.weights)
+        self.project = nn.Linear(self.shape.inner, width)
+        self.summary = nn.Linear(self.shape.summary, width) if self.shape.first else None
         self.norm = nn.LayerNorm(width)
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer(
@@ -270,10 +475,56 @@ class TowerEmbedder(Embedder):
 
     def forward(self, stream: Stream) -> Tensor:
         """``[N, width]``."""
-        image = (stream.whole["image"].to(self.mask.dtype) - self.mean) / self.deviation
-        tokens = _tokens(self.name, self.tower, image)
-        x = self.project(tokens).flatten(0, 1)
-        return self.norm(torch.where(stream.hidden[:, None], self.mask, x))
+        side, first = self.shape.side, self.shape.first
+        image = (stream.whole["image"].to(self.project.weight.dtype) - self.mean) / self.deviation
+        cell = image.shape[-1] // side
+        hidden = stream.hidden.view(-1, first + side**2)[:, first:].view(-1, 1, side, side)
+        hidden = hidden.repeat_interleave(cell, 2).repeat_interleave(cell, 3)
+        image = torch.where(hidden, torch.zeros_like(image), image)
+        pooled, cells = tower_features(self.tower, image, self.summary is not None)
+        x = self.project(cells)
+        if self.summary is not None:
+            assert pooled is not None
+            x = torch.cat([self.summary(pooled)[:, None], x], 1)
+        return self.norm(x.flatten(0, 1))
+
+
+def load_tower(tower: nn.Module, path: str) -> None:
+    """Fill a tower from a file: its own weights, a whole CLIP's, or a checkpoint of open_clip.
+
+    Weights of a classifier, or of a text tower, are left aside.
+
+    Raises:
+        ValueError: no such file, not weights, or some of the tower's are missing or of other shape.
+    """
+    try:
+        found = _read_weights(path)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: no such file; give the tower's weights as weights: PATH"
+        ) from None
+    except Exception as error:
+        raise ValueError(
+            f"{path}: not a file of weights ({type(error).__name__}); "
+            "expected safetensors, or tensors saved by torch.save"
+        ) from None
+    found = {k.removeprefix("module."): v for k, v in found.items()}
+    if any(k.startswith("visual.") for k in found):
+        found = {k[7:]: v for k, v in found.items() if k.startswith("visual.")}
+    wanted = tower.state_dict()
+    missing = [k for k in wanted if k not in found]
+    other = [
+        f"{k} {list(found[k].shape)}, expected {list(v.shape)}"
+        for k, v in wanted.items()
+        if k in found and found[k].shape != v.shape
+    ]
+    if missing or other:
+        raise ValueError(
+            f"{path}: does not fit the tower; {len(missing)} of {len(wanted)} weights missing"
+            f"{' (' + ', '.join(missing[:3]) + ', …)' if missing else ''}, {len(other)} of another "
+            f"shape{' (' + '; '.join(other[:3]) + ')' if other else ''}"
+        )
+    tower.load_state_dict({k: found[k] for k in wanted})
 
 
 def _read_weights(path: str) -> Mapping[str, Tensor]:
@@ -281,4 +532,5 @@ def _read_weights(path: str) -> Mapping[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return content.get("state_dict", content)
