@@ -25,7 +25,7 @@ from crossloom.training.recipe import load_recipe
 from crossloom.training.run import WEIGHTS
 
 SCENES = 12_000
-VOCABULARY = 1500
+VOCABULARY = 1200
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,27 @@ class Stage:
 
 _SMALL = ("optim.decay=0.01", "schedule.warmup=0.1", "log_every=50", "save_every=100000")
 STAGES = (
-    Stage("vqa", ("steps=700", "examples=64", "optim.rate=1e-3", *_SMALL), ("accuracy",)),
+    Stage(
+        "vqa",
+        ("steps=500", "examples=64", "optim.rate=1e-3", "languages=[en]", "pool=mean", *_SMALL),
+        ("accuracy",),
+    ),
     Stage(
         "retrieval",
-        ("steps=300", "examples=64", "optim.rate=1e-3", "limit=250", *_SMALL),
+        ("steps=200", "examples=64", "optim.rate=5e-4", "limit=250", *_SMALL),
         ("image_to_text.r1", "text_to_image.r1"),
     ),
     Stage(
         "xnli",
-        ("steps=500", "examples=64", "optim.rate=5e-4", *_SMALL),
+        (
+            "steps=300",
+            "examples=64",
+            "optim.rate=1e-3",
+            "pool=mean",
+            # what the languages share was learned in pre-training: it is kept
+            'optim.factors={"embed": 0.0, "layers.[01]": 0.05}',
+            *_SMALL,
+        ),
         ("zero_shot_mean", "fine_tuned_mean"),
     ),
 )
@@ -95,13 +107,15 @@ def _stage(stage: Stage, run: Path, environment: Environment, scratch: bool) -> 
     if results.is_file():
         return dict(json.loads(results.read_text())["metrics"])
     title = f"{stage.task}{' from scratch' if scratch else ''}"
+    # fresh weights are all trained: there is nothing in them to keep
+    overrides = [x for x in stage.overrides if not (scratch and x.startswith("optim.factors"))]
     with training(title) as display:
         finetune(
             stage.task,
             run,
             folder,
             environment,
-            stage.overrides,
+            overrides,
             scratch=scratch,
             resume=True,
             display=display,

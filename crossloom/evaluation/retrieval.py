@@ -86,7 +86,10 @@ class Retrieval(Task):
         if "match" in heads:
             scorer = _Scorer(model, recipe, heads["match"], self.streams(recipe), texts, images)
             keep = self.rerank if features is not None else max(len(images), len(texts))
-            start = both if features is not None else None
+            start = None
+            if features is not None:
+                scale = float(model.heads[heads["contrast"]].scale.exp())  # type: ignore[union-attr]
+                start = {name: scale * scores for name, scores in both.items()}
             both = scorer.rerank(start, keep, watch)
         metrics |= _score(both, owner, relevant)
         return Result(metrics, _records(both["text_to_image"], texts, owner, images), defects)
@@ -179,7 +182,7 @@ class _Scorer:
     def rerank(
         self, before: Mapping[str, Array] | None, keep: int, watch: Watch | None
     ) -> dict[str, Array]:
-        """Scores in both directions: the best ``keep`` of each query by match, the rest below."""
+        """Scores in both directions: match added for each query's best ``keep``, the rest below."""
         shape = (len(self.texts), len(self.images))
         wanted = np.zeros(shape, bool)
         if before is None:
@@ -201,9 +204,9 @@ class _Scorer:
         out = {"text_to_image": match, "image_to_text": match.T}
         if before is None:
             return out
-        # what was not scored keeps its order by cosine, below everything that was
+        # both are log-odds, and add (BLIP); what was not scored keeps its order, below all that was
         return {
-            name: np.where(np.isfinite(scores), scores, before[name] - 1e6)
+            name: before[name] + np.where(np.isfinite(scores), scores, -1e6)
             for name, scores in out.items()
         }
 

@@ -1,9 +1,10 @@
 """Speech as windows of log-mel frames.
 
 Sound is decoded by soundfile (wav, flac, ogg, mp3), averaged to one channel and resampled by soxr.
-Features: 80 mel bins (HTK's scale, 20 Hz to half the rate), Hann windows of 25 ms every 10 ms,
-natural log of the power with a floor of 1e-10, each bin brought to mean 0 and deviation 1 over the
-utterance.
+Features: 80 mel bins (HTK's scale, peak 1, 20 Hz to half the rate), periodic Hann windows of 25 ms
+every 10 ms, zero-padded to a power of two, no padding at the ends, no pre-emphasis or dither;
+natural log of the power with a floor of 1e-10; each bin brought to mean 0 and deviation 1 over the
+utterance. (Kaldi's fbank, which wav2vec-like systems use, differs in window and pre-emphasis.)
 """
 
 from __future__ import annotations
@@ -24,14 +25,19 @@ from crossloom.units import Array, BadSample, Sample, Units, make_units
 
 #: Members looked for when ``field`` is ``"audio"``.
 EXTENSIONS = ("flac", "wav", "ogg", "mp3")
+#: Samples that stay within so much of each other are silence (a step of 16 bits is 3e-5).
+QUIET = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speech(Modality):
     """Units of ``frames`` consecutive frames (four: 40 ms), without overlap.
 
+    Content ``mel`` (float32 ``[N, frames, bins]``); target ``mel`` (vector, ``frames · bins``).
+
     Nothing of a hidden unit is in its neighbours, but for the 15 ms by which analysis windows
-    reach over. Target: ``mel`` (vector), the unit's frames.
+    reach over, and its part in the utterance's mean and deviation. Hiding whole groups leaves 15 ms
+    in 200.
     """
 
     kind: ClassVar[str] = "speech"
@@ -40,40 +46,63 @@ class Speech(Modality):
     rate: int = 16_000
     """Samples a second after resampling."""
     bins: int = 80
+    """Mel bins."""
     frames: int = 4
+    """Frames of a unit: so many times 10 ms."""
     span: int = 5
     """Units of a group: hidden together (200 ms)."""
     seconds: float = 20.0
-    """Longer sound is cut off."""
+    """Of longer sound the first so many are used, in training as in evaluation."""
     dropout: float = 0.1
 
+    def __post_init__(self) -> None:
+        if min(self.bins, self.frames, self.span) < 1:
+            raise ValueError(
+                f"bins {self.bins}, frames {self.frames} and span {self.span} must be at least 1"
+            )
+        if self.rate < 2000:
+            raise ValueError(f"rate is {self.rate} samples a second; write 2000 or more")
+        if self.longest() < 1:
+            raise ValueError(f"seconds {self.seconds} are less than a unit of {self.frames} frames")
+
     def decode(self, sample: Sample, rng: np.random.Generator) -> Units:
-        """Windows of the utterance."""
+        """Windows of the utterance; nothing is random.
+
+        Raises:
+            BadSample: "missing member", "undecodable", "NaN features", "silent", "too short".
+        """
         names = EXTENSIONS if self.field == "audio" else (self.field,)
         name = next((n for n in names if n in sample), None)
         if name is None:
-            found = ", ".join(sorted(sample))
-            raise BadSample("missing member", f"none of {', '.join(names)}; it has {found}")
+            found = ", ".join(sorted(sample)) or "nothing"
+            raise BadSample(
+                "missing member", f"no sound ({', '.join(names)}); the sample has {found}"
+            )
         wave = decode_sound(sample[name], name, self.rate, self.seconds)
         mel = normalise(log_mel(wave, self.rate, self.bins))
-        count = len(mel) // self.frames
+        count = min(len(mel) // self.frames, self.longest())
         if count == 0:
-            raise BadSample("too short", f"{name}: {len(wave) / self.rate:.3f} s of sound")
-        unit = np.ascontiguousarray(mel[: count * self.frames].reshape(count, -1), np.float32)
+            least = 0.015 + self.frames * 0.01
+            raise BadSample(
+                "too short",
+                f"{name}: {len(wave) / self.rate:.3f} s of sound; expected at least {least:.3f} s",
+            )
+        unit = np.ascontiguousarray(mel[: count * self.frames], np.float32)
+        unit = unit.reshape(count, self.frames, self.bins)
         return make_units(
             {"mel": unit},
-            targets={"mel": unit.copy()},
+            targets={"mel": unit.reshape(count, -1).copy()},
             group=np.arange(count, dtype=np.int64) // self.span,
         )
 
     def blank(self) -> Units:
         """One silent unit."""
-        zero = np.zeros((1, self.frames * self.bins), np.float32)
-        return make_units({"mel": zero}, targets={"mel": zero.copy()})
+        zero = np.zeros((1, self.frames, self.bins), np.float32)
+        return make_units({"mel": zero}, targets={"mel": zero.reshape(1, -1).copy()})
 
     def longest(self) -> int:
         """Units of ``seconds``."""
-        return int(self.seconds * 100) // self.frames
+        return int(round(self.seconds * 100, 6)) // self.frames
 
     def predictable(self) -> Mapping[str, Target]:
         """The unit's frames."""
@@ -94,17 +123,23 @@ def decode_sound(data: bytes, name: str, rate: int, seconds: float) -> Array:
     import soxr
 
     try:
-        wave, found = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
-        raise BadSample("undecodable", f"{name}: {error}") from None
-    mono = wave[: int(seconds * found) + 1].mean(1)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            found = file.samplerate
+            # resampling needs a little more than what is kept
+            wave = file.read(int((seconds + 0.1) * found) + 1, dtype="float32", always_2d=True)
+    except Exception as error:
+        # SoundFileError, and TypeError or RuntimeError for what has no header
+        raise BadSample(
+            "undecodable", f"{name}: not a readable sound file ({type(error).__name__}: {error})"
+        ) from None
+    mono = wave.mean(1, dtype=np.float32)
     if not np.isfinite(mono).all():
         raise BadSample("NaN features", f"{name}: samples are not all finite")
-    if len(mono) == 0 or not mono.any():
-        raise BadSample("silent", f"{name}: nothing but silence")
+    if len(mono) == 0 or np.ptp(mono) < QUIET:
+        raise BadSample("silent", f"{name}: nothing but silence in {len(mono) / found:.3f} s")
     if found != rate:
         mono = soxr.resample(mono, found, rate)
-    return mono[: int(seconds * rate)].astype(np.float32)
+    return np.ascontiguousarray(mono[: int(seconds * rate)], np.float32)
 
 
 @lru_cache(maxsize=8)
@@ -129,8 +164,11 @@ def log_mel(wave: Array, rate: int, bins: int) -> Array:
     if len(wave) < length:
         return np.zeros((0, bins), np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(wave, length)[::hop]
-    power = np.abs(np.fft.rfft(frames * np.hanning(length + 1)[:-1], size)) ** 2
-    return np.log(np.maximum(power @ mel_filters(rate, bins, size), 1e-10)).astype(np.float32)
+    spectrum = np.fft.rfft(frames * np.hanning(length + 1)[:-1], size)
+    power = spectrum.real**2 + spectrum.imag**2
+    # torch keeps to one thread in data workers; NumPy's BLAS would start its own in each of them
+    mel = torch.mm(torch.from_numpy(power), torch.from_numpy(mel_filters(rate, bins, size)))
+    return np.log(np.maximum(mel.numpy(), 1e-10)).astype(np.float32)
 
 
 def normalise(mel: Array) -> Array:
@@ -141,11 +179,14 @@ def normalise(mel: Array) -> Array:
 
 
 class SpeechEmbedder(Embedder):
-    """Convolutional subsampling by four inside each unit; sinusoidal positions."""
+    """Convolutional subsampling by four inside each unit; sinusoidal positions.
+
+    As in the Transformers of ESPnet and S2T (Conv1d or Conv2d, stride 2, twice), but with zeros at
+    the unit's edges instead of its neighbours, which keeps hidden frames out of visible units.
+    """
 
     def __init__(self, spec: Speech, width: int) -> None:
         super().__init__()
-        self.bins = spec.bins
         self.first = nn.Conv1d(spec.bins, width, 3, stride=2, padding=1)
         self.second = nn.Conv1d(width, width, 3, stride=2, padding=1)
         self.mask = nn.Parameter(torch.zeros(width))
@@ -155,7 +196,7 @@ class SpeechEmbedder(Embedder):
 
     def forward(self, stream: Stream) -> Tensor:
         """``[N, width]``."""
-        frames = stream.content["mel"].unflatten(1, (-1, self.bins)).transpose(1, 2)
+        frames = stream.content["mel"].transpose(1, 2)
         x = self.first(frames.to(self.mask.dtype))
         x = self.second(nn.functional.gelu(x)).mean(2)
         x = torch.where(stream.hidden[:, None], self.mask, x)

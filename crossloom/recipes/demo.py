@@ -72,7 +72,7 @@ def demo() -> Recipe:
                 shards="train-*.tar", reader=Texts(), objectives=("itm",), weight=1
             ),
         },
-        steps=2200,
+        steps=2800,
         examples=64,
         optim=Optim(rate=2e-3, betas=(0.9, 0.98), decay=0.01, clip=1.0),
         schedule=Schedule(shape="linear", warmup=0.05),

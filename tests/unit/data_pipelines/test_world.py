@@ -72,7 +72,7 @@ def test_elision_and_gender_of_colours():
     assert say("ru", "is", ("heart",), ("heart", "blue")) == "Сердце синее."
     assert say("ar", "is", ("circle",), ("circle", "white")) == "الدائرة بيضاء."
     assert say("sw", "is", ("circle",), ("circle", "yellow")) == "Duara ni la njano."
-    assert say("de", "exists", ("diamond", "white")) == "Es gibt eine weiße Raute."
+    assert say("de", "exists", ("triangle", "white")) == "Es gibt ein weißes Dreieck."
 
 
 @pytest.mark.parametrize("code", LANGUAGES)

@@ -59,7 +59,7 @@ def sound(rate=16000, seconds=1.0, channels=1, kind="WAV"):
 
 @pytest.fixture(scope="module")
 def text(world):
-    return Text(vocabulary=str(world / "tokenizer.model"), limit=20, dropout=0.0)
+    return Text(vocabulary=str(world / "tokenizer.model"), limit=16, dropout=0.0)
 
 
 def test_text(text):
