@@ -62,8 +62,11 @@ class Speech(Modality):
             )
         if self.rate < 2000:
             raise ValueError(f"rate is {self.rate} samples a second; write 2000 or more")
-        if self.longest() < 1:
-            raise ValueError(f"seconds {self.seconds} are less than a unit of {self.frames} frames")
+        if self.seconds < self._least():
+            raise ValueError(
+                f"seconds {self.seconds} are less than a unit of {self.frames} frames takes: "
+                f"{self._least():.3f}"
+            )
 
     def decode(self, sample: Sample, rng: np.random.Generator) -> Units:
         """Windows of the utterance; nothing is random.
@@ -82,10 +85,10 @@ class Speech(Modality):
         mel = normalise(log_mel(wave, self.rate, self.bins))
         count = min(len(mel) // self.frames, self.longest())
         if count == 0:
-            least = 0.015 + self.frames * 0.01
             raise BadSample(
                 "too short",
-                f"{name}: {len(wave) / self.rate:.3f} s of sound; expected at least {least:.3f} s",
+                f"{name}: {len(wave) / self.rate:.3f} s of sound; expected at least "
+                f"{self._least():.3f} s",
             )
         unit = np.ascontiguousarray(mel[: count * self.frames], np.float32)
         unit = unit.reshape(count, self.frames, self.bins)
@@ -94,6 +97,10 @@ class Speech(Modality):
             targets={"mel": unit.reshape(count, -1).copy()},
             group=np.arange(count, dtype=np.int64) // self.span,
         )
+
+    def _least(self) -> float:
+        """Seconds of one unit: its frames' hops, and what the last window reaches over."""
+        return 0.015 + self.frames * 0.01
 
     def blank(self) -> Units:
         """One silent unit."""
