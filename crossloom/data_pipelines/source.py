@@ -77,8 +77,13 @@ class Source:
             return key, error.kind, f"{shard.path}: {shard.entries[number].key}: {error}"
         return Example(key=key, sample=name, epoch=place.epoch, units=units, labels=labels)
 
-    def order(self, seed: int, readers: int, window: int) -> Order:
-        """The order in which training meets the examples."""
+    def order(self, seed: int, readers: int, window: int, examples: int) -> Order:
+        """The order in which training meets the examples.
+
+        With little data there are fewer readers, so that each has four micro-batches of
+        ``examples`` to itself: a reader with less than one would repeat examples in a batch.
+        """
+        readers = max(1, min(readers, len(self) // (4 * examples)))
         return Order(self.counts, seed=seed, readers=readers, window=window)
 
     def places(self) -> list[Place]:

@@ -25,7 +25,12 @@ def _svg(figure: Any) -> str:
 
     out = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "crossloom", "font.size": 9}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(
+            out,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     text = out.getvalue()
     return text[text.index("<svg") :]
 

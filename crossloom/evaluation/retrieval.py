@@ -16,6 +16,7 @@ from crossloom.evaluation.metrics import best_ranks, recall
 from crossloom.evaluation.predict import evaluation_collator, predict, run, shown
 from crossloom.evaluation.task import Budget, Result, Task, Watch, other_stream
 from crossloom.models.model import CrossloomModel
+from crossloom.objectives.contrast import ContrastHead
 from crossloom.objectives.objective import Objective
 from crossloom.objectives.presets import itc, itm
 from crossloom.training.optim import Optim
@@ -88,7 +89,9 @@ class Retrieval(Task):
             keep = self.rerank if features is not None else max(len(images), len(texts))
             start = None
             if features is not None:
-                scale = float(model.heads[heads["contrast"]].scale.exp())  # type: ignore[union-attr]
+                head = model.heads[heads["contrast"]]
+                assert isinstance(head, ContrastHead)
+                scale = float(head.scale.exp())
                 start = {name: scale * scores for name, scores in both.items()}
             both = scorer.rerank(start, keep, watch)
         metrics |= _score(both, owner, relevant)

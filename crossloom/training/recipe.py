@@ -124,7 +124,8 @@ class Recipe:
     ema: float = 0.0
     """Decay of an exponential moving average of the weights; 0 for none."""
     readers: int = 64
-    """Virtual readers of each source: part of the data order, whatever the number of processes."""
+    """Virtual readers of each source: part of the data order, whatever the number of processes.
+    Fewer where a source has little data for each (``Source.order``)."""
     window: int = 4096
     """Examples that a reader shuffles together."""
     workers: int = -1

@@ -32,7 +32,7 @@ def make_stack(recipe: Recipe) -> Stack:
     parts = {}
     for name, component in recipe.mixture.items():
         source = Source(name, open_shards(component.shards, recipe.data), component.reader)
-        order = source.order(recipe.seed, recipe.readers, recipe.window)
+        order = source.order(recipe.seed, recipe.readers, recipe.window, recipe.examples)
         parts[name] = Part(source=source, order=order, objectives=component.objectives)
     mixture = Mixture({n: c.weight for n, c in recipe.mixture.items()}, seed=recipe.seed)
     collator = Collator(recipe.modalities, recipe.objectives, recipe.seed)

@@ -183,6 +183,15 @@ def test_a_sample_alone_stays_matched(world):
     assert exhibit(found[0], view, recipe.modalities, 0, found).shown.matched
 
 
+def test_little_data_is_not_repeated_within_a_batch(world):
+    source = Source("s", open_shards("train-*.tar", world), Texts())
+    order = source.order(0, readers=64, window=4096, examples=8)
+    assert order.readers == 60 // 32
+    for number in range(7):
+        places = order.micro(number, 8)
+        assert len(set(places)) == 8
+
+
 def test_a_batch_lays_units_end_to_end_and_shifts_aims(world):
     recipe, found = make_examples(world)
     batch = Collator(recipe.modalities, recipe.objectives, 0).batch(found, ("mlm", "itm"), 6)
