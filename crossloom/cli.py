@@ -42,9 +42,10 @@ def main() -> None:
     from crossloom.plugins import PluginError
 
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        # outside standalone mode, a status given by typer.Exit is returned
+        status = app(standalone_mode=False)
+        if isinstance(status, int) and status:
+            sys.exit(status)
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:

@@ -54,7 +54,7 @@ def _spec(modality: Modality) -> None:
         again = pickle.loads(pickle.dumps(modality))
     except Exception as error:
         raise AssertionError(
-            f"does not survive pickling ({error}): keep fields plain, it travels to the data workers"
+            f"does not survive pickling ({error}): keep fields plain, it travels to data workers"
         ) from error
     _need(
         again == modality and replace(modality) == modality,
@@ -64,12 +64,14 @@ def _spec(modality: Modality) -> None:
 
 
 def _decoding(modality: Modality, sample: Sample) -> Units:
-    before = {k: v for k, v in sample.items()}
+    before = dict(sample)
     first, second = (modality.decode(sample, keyed_rng("check")) for _ in range(2))
     _equal(first, second, "two decodings with one key: draw from the rng given, and from it only")
     steady = modality.steady()
-    calm = [steady.decode(sample, keyed_rng("check", n)) for n in range(2)]
-    _equal(*calm, "two decodings of steady(), which must not depend on the rng: drop augmentation")
+    one, two = (steady.decode(sample, keyed_rng("check", n)) for n in range(2))
+    _equal(
+        one, two, "two decodings of steady(), which must not depend on the rng: drop augmentation"
+    )
     _need(dict(sample) == before, "decode() changed the sample: leave it as it is")
     try:
         modality.decode({}, keyed_rng("check"))

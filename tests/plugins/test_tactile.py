@@ -37,13 +37,13 @@ touch = Reconstruct(
     view=View(name="touch", streams=streams, hide={"touch": Hide(rate=0.3, swap=0, by="group")}),
     stream="touch", target="pressure")
 recipe = replace(
-    base, name="touch", steps=60,
+    base, name="touch", steps=200, examples=8, micro=1,
     modalities={"text": base.modalities["text"], "touch": find("modality", "tactile")()},
-    plan=single_stream(streams, layers=1, width=32, heads=2, dropout=0.0),
+    plan=single_stream(streams, layers=2, width=32, heads=2, dropout=0.0),
     objectives={"touch": touch, "itm": itm(streams, mismatch="touch"), "itc": itc(streams, dim=16)},
     mixture={"all": Component(
         shards="touch-*.tar", reader=Texts(), objectives=("touch", "itm", "itc"))},
-    optim=replace(base.optim, rate=1e-2), log_every=10)
+    optim=replace(base.optim, rate=3e-3), log_every=20)
 out.mkdir()
 (out / "asked.yaml").write_text(to_yaml(recipe))
 assert "kind: tactile" in to_yaml(recipe)
