@@ -92,7 +92,7 @@ def open_run(folder: str | Path) -> Recipe:
     for stream, modality in recipe.modalities.items():
         copy = folder / f"{stream}.model"
         if getattr(modality, "vocabulary", None) and copy.is_file():
-            modality = replace(modality, vocabulary=str(copy))  # type: ignore[call-arg]
+            modality = replace(modality, vocabulary=str(copy.resolve()))  # type: ignore[call-arg]
         modalities[stream] = modality
     return replace(recipe, modalities=modalities)
 

@@ -82,8 +82,9 @@ def test_a_missing_vocabulary_says_what_to_do(recipe, tmp_path):
 def test_the_whole_path(pretrained, world, tmp_path):
     tuned = tmp_path / "tiny-xnli"
     code, _, said = run(
-        "finetune", "xnli", "--from", pretrained, "--out", tuned, "steps=2", "examples=4"
-    )
+        "finetune", "xnli", "--from", pretrained.name, "--out", tuned, "steps=2", "examples=4",
+        cwd=pretrained.parent,  # a path relative to where one stands
+    )  # fmt: skip
     assert code == 0, said
     code, _, said = run("evaluate", "xnli", "--from", tuned)
     assert code == 0, said
