@@ -41,12 +41,12 @@ _SMALL = ("optim.decay=0.01", "schedule.warmup=0.1", "log_every=50", "save_every
 STAGES = (
     Stage(
         "vqa",
-        ("steps=500", "examples=64", "optim.rate=1e-3", "languages=[en]", "pool=mean", *_SMALL),
+        ("steps=700", "examples=64", "optim.rate=1e-3", "languages=[en]", "pool=mean", *_SMALL),
         ("accuracy",),
     ),
     Stage(
         "retrieval",
-        ("steps=200", "examples=64", "optim.rate=5e-4", "limit=250", *_SMALL),
+        ("steps=80", "examples=64", "optim.rate=5e-4", "limit=250", *_SMALL),
         ("image_to_text.r1", "text_to_image.r1"),
     ),
     Stage(
