@@ -91,7 +91,7 @@ class Retrieval(Task):
             if features is not None:
                 head = model.heads[heads["contrast"]]
                 assert isinstance(head, ContrastHead)
-                scale = float(head.scale.exp())
+                scale = float(head.scale.detach().exp())
                 start = {name: scale * scores for name, scores in both.items()}
             both = scorer.rerank(start, keep, watch)
         metrics |= _score(both, owner, relevant)
