@@ -63,7 +63,7 @@ def decode(
     good: list[Example] = []
     bad: list[Defect] = []
     for place in places:
-        one = source.example(place, collator.modalities, streams, collator.seed)
+        one = source.example(place, collator.modalities, streams, collator.seed, places)
         good.append(one) if isinstance(one, Example) else bad.append(one)
     return good, bad
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.order import Order, Place
-from crossloom.data_pipelines.read import Reader
+from crossloom.data_pipelines.read import Labels, Reader
 from crossloom.data_pipelines.shards import Shard, ShardError
 from crossloom.modalities.modality import Modality
-from crossloom.units import BadSample, keyed_rng
+from crossloom.units import BadSample, Passage, Sample, keyed_rng
 
 Defect = tuple[str, str, str]  #: (example, kind, message)
 
@@ -55,16 +56,31 @@ class Source:
         return (f"{name}#{item}" if self.reader.items(entry) > 1 else name), name
 
     def example(
-        self, place: Place, modalities: Mapping[str, Modality], streams: frozenset[str], seed: int
+        self,
+        place: Place,
+        modalities: Mapping[str, Modality],
+        streams: frozenset[str],
+        seed: int,
+        others: Sequence[Place] = (),
     ) -> Example | Defect:
-        """Read and decode one example, or say what is wrong with it."""
-        shard, number, item = self.locate(place)
+        """Read and decode one example, or say what is wrong with it.
+
+        Args:
+            place: where it lies.
+            modalities: by stream.
+            streams: the streams decoded.
+            seed: of all draws, with the epoch and the example's key.
+            others: the micro-batch's places: where a mismatched second passage may come from.
+        """
+        shard, number, _ = self.locate(place)
         key, name = self.key(place)
         try:
-            members = shard.read(number)
-            sample, labels = self.reader.read(
-                members, item, keyed_rng(seed, place.epoch, key, "read")
-            )
+            sample, labels = self._read(place, seed)
+            if self.reader.mismatched:
+                second = self._foreign(place, seed, others)
+                labels = {**labels, "matched": second is None}
+                if second is not None:
+                    sample = {**sample, "text": (sample["text"][0], second)}
             units = {}
             for stream, modality in modalities.items():
                 if stream in streams:
@@ -76,6 +92,28 @@ class Source:
         except BadSample as error:
             return key, error.kind, f"{shard.path}: {shard.entries[number].key}: {error}"
         return Example(key=key, sample=name, epoch=place.epoch, units=units, labels=labels)
+
+    def _read(self, place: Place, seed: int) -> tuple[Sample, Labels]:
+        shard, number, item = self.locate(place)
+        rng = keyed_rng(seed, place.epoch, self.key(place)[0], "read")
+        return self.reader.read(shard.read(number), item, rng)
+
+    def _foreign(self, place: Place, seed: int, others: Sequence[Place]) -> Passage | None:
+        """The second passage of another sample, or None where the example stays matched."""
+        key, name = self.key(place)
+        rng = keyed_rng(seed, place.epoch, key, "mismatch")
+        if rng.random() >= self.reader.mismatched:
+            return None
+        for number in rng.permutation(len(others)):
+            other = others[int(number)]
+            if self.key(other)[1] == name:
+                continue
+            try:
+                sample, _ = self._read(other, seed)
+            except BadSample:
+                continue  # it is counted where it is an example itself
+            return cast(Passage, sample["text"][1])
+        return None
 
     def order(self, seed: int, readers: int, window: int, examples: int) -> Order:
         """The order in which training meets the examples.

@@ -99,3 +99,12 @@ def itc(
     view = View(name="itc", streams=pair, apart=True)
     temperature = 0.07 if form == "softmax" else 0.1
     return Contrast(view=view, pair=pair, form=form, dim=dim, pool=pool, temperature=temperature)
+
+
+def same_passages(stream: str = "text", *, pool: Literal["first", "mean"] = "first") -> Match:
+    """Do two passages belong together: BERT's next sentence, Unicoder's paraphrase classification.
+
+    The component's reader mismatches them (:class:`~crossloom.data_pipelines.read.Parallel`).
+    """
+    view = View(name="passages", streams=(stream,))
+    return Match(view=view, pooled=(stream,), pool=pool, passages=True)
