@@ -36,7 +36,6 @@ a time.
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Iterator
@@ -121,16 +120,18 @@ def _files(folder: Path, language: str) -> dict[str, list[Path]]:
                 f"{folder}: WikiExtractor's output for one language; say which, with "
                 "--set language=en"
             )
-        folders = {locale_code(language): folder}
+        folders = {folder: language}
     else:
-        folders = {
-            locale_code(p.name.removesuffix("wiki")): p
-            for p in sorted(folder.iterdir())
-            if p.is_dir()
-        }
-    found = {}
-    for code, place in folders.items():
+        folders = {p: p.name for p in sorted(folder.iterdir()) if p.is_dir()}
+    found: dict[str, list[Path]] = {}
+    for place, name in folders.items():
+        code = locale_code(name.removesuffix("wiki"))
         paths = sorted(p for p in place.glob("*/wiki_*") if _FILE.fullmatch(p.name))
+        if paths and code in found:
+            raise SourceError(
+                f"{place}: {found[code][0].parents[1].name} is {code} as well; keep one of them, "
+                "or convert them to different folders"
+            )
         if paths:
             found[code] = paths
     if not found:
@@ -139,20 +140,28 @@ def _files(folder: Path, language: str) -> dict[str, list[Path]]:
 
 
 def _articles(path: Path, to: Conversion, name: str) -> Iterator[Article]:
-    lines = read_lines(path, to)
-    for number, line in lines:
-        if not (line or "").strip():
+    head: re.Match[str] | None = None
+    body: list[str] = []
+    start = 0
+    for number, line in read_lines(path, to):
+        if line is None:
             continue
-        if match := _HEAD.fullmatch(line or ""):
-            article = _plain(match, lines)
-        else:
-            article = _json(line or "")
-        if article:
-            yield article
-        elif match:
-            to.skip("article without its end", f"{name}:{number}")
-        else:
-            to.skip("line that is no article", f"{name}:{number}")
+        if match := _HEAD.fullmatch(line):
+            if head:
+                to.skip("article without its end", f"{name}:{start}")
+            head, body, start = match, [], number
+        elif head is None and line.strip():
+            if article := _json(line):
+                yield article
+            else:
+                to.skip("line that is no article", f"{name}:{number}")
+        elif head and line == "</doc>":
+            yield _article(head["id"], head["title"], body)
+            head = None
+        elif head:
+            body.append(line)
+    if head:
+        to.skip("article without its end", f"{name}:{start}")
 
 
 def _json(line: str) -> Article | None:
@@ -163,18 +172,13 @@ def _json(line: str) -> Article | None:
         return None
 
 
-def _plain(head: re.Match[str], lines: Iterator[tuple[int, str | None]]) -> Article | None:
-    body: list[str] = []
-    for _, line in lines:
-        if line == "</doc>":
-            return _article(head["id"], head["title"], body)
-        if line is not None:
-            body.append(line)
-    return None
-
-
 def _article(id: str, title: str, lines: list[str]) -> Article:
-    paragraphs = [text for line in lines if (text := html.unescape(line).strip())]
-    if paragraphs and paragraphs[0] == html.unescape(title).strip():
+    paragraphs = [text for line in lines if (text := _unescape(line).strip())]
+    if paragraphs and paragraphs[0] == _unescape(title).strip():
         del paragraphs[0]
     return Article(id, paragraphs)
+
+
+def _unescape(text: str) -> str:
+    # html.unescape does more than WikiExtractor did: "&copy=" of an address would become "©="
+    return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
