@@ -183,6 +183,10 @@ class ShardSet:
         """Samples of a prefix written so far."""
         return self._tars[prefix].count if prefix in self._tars else 0
 
+    def has(self, prefix: str, key: str) -> bool:
+        """Whether a sample with this key was written (but for numbered keys)."""
+        return prefix in self._tars and key in self._tars[prefix].keys
+
     def write(
         self, prefix: str, key: str, members: Mapping[str, Member], *, numbered: bool = False
     ) -> None:
@@ -317,7 +321,7 @@ class _Tars:
 
     def __init__(self, folder: Path, out: Path, prefix: str) -> None:
         self.folder, self.out, self.prefix = folder, out, prefix
-        self._keys: set[str] = set()
+        self.keys: set[str] = set()
         self._last: dict[str, int] = {}  # by the beginning of numbered keys
         self.paths: list[Path] = []
         self.samples = self.bytes = self.count = 0  # of the open tar, of it, of all tars
@@ -328,12 +332,12 @@ class _Tars:
         """Remember a key; False when it was there before."""
         stem = key.rstrip("0123456789")
         number = int(key[len(stem) :] or -1)
-        if key in self._keys or (stem in self._last and number <= self._last[stem]):
+        if key in self.keys or (stem in self._last and number <= self._last[stem]):
             return False
         if numbered:
             self._last[stem] = number
         else:
-            self._keys.add(key)
+            self.keys.add(key)
         return True
 
     def add(self, key: str, data: Mapping[str, bytes], size: int) -> None:

@@ -149,6 +149,10 @@ class Conversion:
         if self._progress:
             self._progress(sum(c["samples"] for c in self._counts.values()), self.total)
 
+    def has(self, split: str, key: str) -> bool:
+        """Whether a sample of the split has this key, which was not ``numbered``."""
+        return self._set.has(split, key)
+
     def skip(self, reason: str, name: str, count: int = 1) -> None:
         """Count ``count`` items left out for a reason, known by a name."""
         entry = self._skipped.setdefault(reason, [0, []])

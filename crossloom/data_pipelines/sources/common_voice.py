@@ -76,13 +76,13 @@ def convert(
     with to:
         for split, paths in files.items():
             for path in paths:
-                _rows(to, split, path, path.parent.relative_to(folder.parent).as_posix())
+                below = path.parent.relative_to(folder).as_posix()
+                _rows(to, split, path, folder.name if below == "." else below)
     return to.report
 
 
 def _rows(to: Conversion, split: str, path: Path, place: str) -> None:
-    # with the folder's name: two releases of one language must not share keys
-    stem = sanitise(place) if "/" not in place else sanitise(place.partition("/")[2])
+    stem = sanitise(place)  # two releases of one language have keys of their own
     for number, row in read_tsv(path, to, ("client_id", "path", "sentence", "locale")):
         clip = path.parent / "clips" / row["path"]
         name = f"{place}/{row['path']}"

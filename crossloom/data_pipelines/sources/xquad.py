@@ -22,7 +22,8 @@ of the questions. ``start`` counts characters (Unicode code points), so texts ke
                             "de": [{"text": "am Tor", "start": 16}]}}]}
 
 Skipped, and counted (in that language): answers that are not where they should be, questions left
-without answer or text, questions and paragraphs given twice, paragraphs left without question or empty.
+without answer or text, questions and paragraphs given twice, paragraphs that are empty or left
+without question.
 SQuAD's development set is not read: XQuAD was made from it.
 
 The files are read whole (XQuAD has 1,190 questions a language, SQuAD 30 MB).
