@@ -69,3 +69,8 @@ def locale_code(code: str) -> str:
         rest = [part for part in rest if part != "hans"]
     kept = [part for part in rest if not re.fullmatch("[a-z]{2}|[0-9]{3}", part)]
     return "-".join([language, *kept])
+
+
+def chosen_language(option: object) -> str:
+    """The code for a language given as an option: YAML reads ``no``, Norwegian, as false."""
+    return locale_code("no" if option is False else str(option))

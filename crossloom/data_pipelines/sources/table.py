@@ -53,7 +53,7 @@ from crossloom.data_pipelines.sources.common import (
     as_image,
     need_folder,
 )
-from crossloom.data_pipelines.sources.languages import locale_code
+from crossloom.data_pipelines.sources.languages import chosen_language, locale_code
 from crossloom.data_pipelines.sources.sounds import as_sound
 from crossloom.data_pipelines.write import SHARD_SIZE, sanitise
 
@@ -130,6 +130,7 @@ def convert(
             ``pyarrow`` is not installed.
     """
     root, files = _files(input)
+    language = chosen_language(language)
     columns = Columns(
         image_column, sound_column, _texts(text_column), question_column, answer_column,
         label_column, key_column, language_column, parallel,
@@ -231,7 +232,7 @@ def _sample(
         language = next(_strings(row[columns.language]), "")
         if not language:
             raise BadRow("row without language")
-    language = locale_code(language)
+        language = locale_code(language)
     image, sound, sample = None, None, {}
     if columns.image:
         image = as_image(_bytes(row[columns.image], path, "image"))

@@ -52,7 +52,7 @@ from crossloom.data_pipelines.sources.common import (
     read_lines,
 )
 from crossloom.data_pipelines.sources.documents import LONGEST, Documents
-from crossloom.data_pipelines.sources.languages import locale_code
+from crossloom.data_pipelines.sources.languages import chosen_language, locale_code
 from crossloom.data_pipelines.write import SHARD_SIZE
 
 _PART = re.compile(r"[A-Z]{2}")
@@ -99,7 +99,7 @@ def convert(
     """
     check_shares(test=test, dev=dev)
     folder = need_folder(input, "wikipedia", "<language>/AA/wiki_00 …")
-    files = _files(folder, language)
+    files = _files(folder, chosen_language(language))
     to = Conversion("wikipedia", out, shard_size=shard_size, overwrite=overwrite, progress=progress)
     with to:
         for code, paths in files.items():

@@ -24,7 +24,7 @@ from crossloom.data_pipelines.sources import (
     xnli,
     xquad,
 )
-from crossloom.data_pipelines.sources.languages import locale_code
+from crossloom.data_pipelines.sources.languages import chosen_language, locale_code
 from crossloom.data_pipelines.sources.tsv import plain
 from crossloom.data_pipelines.write import ShardSet
 from crossloom.units import keyed_rng
@@ -445,6 +445,7 @@ def test_locales() -> None:
     assert [locale_code(x) for x in codes] == [
         "pt", "zh", "zh-hant", "zh-hant", "bn-rom", "es", "rm-sursilv", "nan", "en",
     ]  # fmt: skip
+    assert [chosen_language(x) for x in (False, "nor", "", "pt-BR")] == ["no", "no", "", "pt"]
 
 
 @pytest.mark.parametrize(
