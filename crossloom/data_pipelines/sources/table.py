@@ -23,7 +23,8 @@ What cells may hold:
   each other. Several columns may be named, each with its language:
   ``text_column=en:caption_en,de:caption_de``; they are ``parallel`` when that is set;
 - questions: a string, or a list of strings beside a list of as many answers. An answer is a
-  string, or a list of strings each of which is right.
+  string, or a list of strings each of which is right. ``answers.txt`` lists the first answers of
+  training questions, the most frequent first.
 
 A row needs all that is named; in several languages, a text in one of them. Skipped, and counted:
 rows without image, sound, text, question or label, with a key that was there before, or with text
@@ -37,53 +38,26 @@ then they are remembered, about 100 bytes each, to find those given twice.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from crossloom.data_pipelines.sources import arrow
+from crossloom.data_pipelines.sources.cells import BadRow, Columns, sample_of, strings
 from crossloom.data_pipelines.sources.common import (
     Conversion,
-    Image,
     Progress,
     Report,
-    Sound,
     SourceError,
-    as_image,
+    answer_list,
     need_folder,
 )
 from crossloom.data_pipelines.sources.languages import chosen_language, locale_code
-from crossloom.data_pipelines.sources.sounds import as_sound
 from crossloom.data_pipelines.write import SHARD_SIZE, sanitise
 
 _SPLIT = re.compile(r"(train|dev|val|valid|validation|test)([-_.].*)?")
 _SPLITS = {"val": "dev", "valid": "dev", "validation": "dev"}
-
-
-class BadRow(ValueError):
-    """A row that cannot be used; says why."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns hold what; empty for none."""
-
-    image: str
-    sound: str
-    texts: tuple[tuple[str, str], ...]  #: language (empty: of the row) and column
-    question: str
-    answer: str
-    label: str
-    key: str
-    language: str
-    parallel: bool
-
-    def used(self) -> list[str]:
-        """Those that are read, each once."""
-        names = [self.image, self.sound, self.question, self.answer, self.label, self.key]
-        names += [self.language, *(column for _, column in self.texts)]
-        return [*dict.fromkeys(filter(None, names))]
 
 
 def convert(
@@ -139,6 +113,7 @@ def convert(
     to = Conversion("table", out, shard_size=shard_size, overwrite=overwrite, progress=progress)
     counts = [arrow.count_rows(path) for path in files]
     to.total = sum(filter(None, counts)) if None not in counts else None
+    best: Counter[str] = Counter()
     with to:
         for path in files:
             name = path.relative_to(root).with_suffix("").as_posix()
@@ -146,7 +121,7 @@ def convert(
             for number, row in enumerate(arrow.read_rows(path, columns.used()), start=1):
                 place = f"{name}:{number}"
                 try:
-                    sample, image, sound = _sample(to, columns, row, language, path, place)
+                    sample, image, sound = sample_of(to, columns, row, language, path, place)
                     id = _id(row, columns, name, number)
                     key = sanitise(id) if columns.key else f"{stem}-{number:09d}"
                     if columns.key and to.has(where, key):
@@ -156,6 +131,11 @@ def convert(
                     continue
                 sample = {"id": id, **sample}
                 to.write(where, key, sample, image, sound=sound, numbered=not columns.key)
+                if where == "train":
+                    best.update(next(iter(q["answers"])) for q in sample.get("questions", ()))
+        if columns.question:
+            kept = sorted(best, key=lambda answer: (-best[answer], answer))
+            to.add_file("answers.txt", answer_list(kept))
     return to.report
 
 
@@ -207,124 +187,7 @@ def _split_of(path: Path, root: Path) -> str:
 def _id(row: Mapping[str, Any] | None, columns: Columns, name: str, number: int) -> str:
     if not columns.key:
         return f"{name}/{number}"
-    found = next(_strings((row or {}).get(columns.key)), "")
+    found = next(strings((row or {}).get(columns.key)), "")
     if not found:
         raise BadRow("row without key")
     return found
-
-
-def _sample(
-    to: Conversion,
-    columns: Columns,
-    row: Mapping[str, Any] | None,
-    language: str,
-    path: Path,
-    place: str,
-) -> tuple[dict[str, Any], Image | None, Sound | None]:
-    """The json without its id, image and sound.
-
-    Raises:
-        BadRow: something that is named is not there.
-    """
-    if row is None:
-        raise BadRow("not UTF-8")
-    if columns.language:
-        language = next(_strings(row[columns.language]), "")
-        if not language:
-            raise BadRow("row without language")
-        language = locale_code(language)
-    image, sound, sample = None, None, {}
-    if columns.image:
-        image = as_image(_bytes(row[columns.image], path, "image"))
-        if image is None:
-            raise BadRow("image is neither JPEG nor PNG")
-    if columns.sound:
-        sound = as_sound(_bytes(row[columns.sound], path, "sound"))
-        if sound is None:
-            raise BadRow("sound is neither FLAC, WAV, Ogg nor MP3")
-    if columns.texts:
-        sample = _all_texts(columns, row, language)
-    if columns.question:
-        asked = _questions(to, row[columns.question], row[columns.answer], language, place)
-        sample["questions"] = asked
-    if columns.label:
-        sample["label"] = next(_strings(row[columns.label]), "")
-        if not sample["label"]:
-            raise BadRow("row without label")
-    return sample, image, sound
-
-
-def _bytes(cell: Any, path: Path, what: str) -> bytes:
-    """Encoded data of a cell, or of the file that it names."""
-    if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, str) and cell:
-        return _beside(path, cell, what).read_bytes()
-    if not isinstance(cell, bytes) or not cell:
-        raise BadRow(f"row without {what}")
-    return cell
-
-
-def _beside(path: Path, name: str, what: str) -> Path:
-    """A file that a table names: not just any of the machine's, since tables come from anywhere."""
-    try:
-        file = (path.parent / name).resolve()
-        if file.is_relative_to(path.parent.resolve()) and file.is_file():
-            return file
-    except (OSError, ValueError):  # no name that a file can have
-        pass
-    raise BadRow(f"{what} not in the table's folder")
-
-
-def _all_texts(columns: Columns, row: Mapping[str, Any], language: str) -> dict[str, Any]:
-    texts: dict[str, list[str]] = {}
-    parallel = columns.parallel
-    for code, column in columns.texts:
-        cell = row[column]
-        if isinstance(cell, Mapping):
-            parallel = True
-            for name, value in cell.items():
-                texts.setdefault(locale_code(name), []).extend(_strings(value))
-        else:
-            texts.setdefault(code or language, []).extend(_strings(cell))
-    texts = {code: some for code, some in texts.items() if some}
-    if not texts:
-        raise BadRow("row without text")
-    # the i-th texts can only say the same when there are as many of each
-    parallel &= len(texts) > 1 and len({len(some) for some in texts.values()}) == 1
-    return {"parallel": True, "texts": texts} if parallel else {"texts": texts}
-
-
-def _questions(
-    to: Conversion, questions: Any, answers: Any, language: str, place: str
-) -> list[dict[str, Any]]:
-    if not isinstance(questions, list):
-        questions, answers = [questions], [answers]
-    if not isinstance(answers, list) or len(questions) != len(answers):
-        raise BadRow("another number of answers than of questions")
-    found = []
-    for number, (question, answer) in enumerate(zip(questions, answers, strict=True), start=1):
-        text = next(_strings(question), "")
-        scores = dict.fromkeys(_strings(answer), 1.0)
-        if text and scores:
-            entry = {"id": f"{place}/{number}", "text": {language: text}, "answers": scores}
-            found.append(entry)
-        else:
-            to.skip("question without text or answer", f"{place}/{number}")
-    if not found:
-        raise BadRow("row without question")
-    return found
-
-
-def _strings(cell: Any) -> Iterator[str]:
-    """The strings in a cell that are not empty: it may hold one, several or something else."""
-    if isinstance(cell, bytes):
-        try:
-            cell = cell.decode("utf-8")
-        except UnicodeDecodeError:
-            raise BadRow("not UTF-8") from None
-    if isinstance(cell, list):
-        for part in cell:
-            yield from _strings(part)
-    elif cell is not None and (text := str(cell).strip()):
-        yield text

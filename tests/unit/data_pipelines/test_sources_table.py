@@ -129,6 +129,7 @@ def test_sound_labels_and_questions(tmp_path: Path) -> None:
         },
     }
     assert samples[1]["flac"] == text.sound("FLAC")
+    assert (tmp_path / "out/answers.txt").read_text() == "dog\nhere\nnone\n"
 
 
 def test_bad_rows_are_counted(tmp_path: Path) -> None:
