@@ -13,6 +13,7 @@ import pytest
 
 from crossloom.data_pipelines.read import Pairs, Parallel, Reader, Texts
 from crossloom.data_pipelines.shards import ShardError, open_shards
+from crossloom.data_pipelines.show import show_shards
 from crossloom.data_pipelines.source import Source
 from crossloom.data_pipelines.sources import (
     Skipped,
@@ -26,6 +27,7 @@ from crossloom.data_pipelines.sources import (
 )
 from crossloom.data_pipelines.sources.languages import chosen_language, locale_code
 from crossloom.data_pipelines.sources.tsv import plain
+from crossloom.data_pipelines.tokenizer import sentences
 from crossloom.data_pipelines.write import ShardSet
 from crossloom.units import keyed_rng
 
@@ -294,6 +296,16 @@ def test_xquad(tmp_path: Path) -> None:
         (("en", "It rains."),), (("en", "The dog waits."),),
     }  # fmt: skip
     assert all(len(p) == 2 for p, _ in read_all(out, "test", Parallel()))
+
+
+def test_spans_are_shown_and_read_for_vocabularies(tmp_path: Path) -> None:
+    xquad.convert(text.xquad(tmp_path / "in"), tmp_path / "out")
+    shards = open_shards("test-*.tar", tmp_path / "out")
+    assert {("de", "Regnet es?"), ("en", "What?"), ("en", "It rains.")} <= {*sentences(shards)}
+    show_shards(str(tmp_path / "out"), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "Regnet es?" in page
+    assert "regnet" in page
 
 
 def test_xquad_counts_bad_questions(tmp_path: Path) -> None:
