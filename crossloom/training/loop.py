@@ -21,10 +21,12 @@ from crossloom.training import checkpoint
 from crossloom.training.engine import Engine
 from crossloom.training.environment import Environment, peak, workers
 from crossloom.training.meters import Journal, Meters
-from crossloom.training.recipe import Recipe, RecipeError
+from crossloom.training.recipe import Recipe, RecipeError, from_yaml
 from crossloom.training.run import (
+    RECIPE,
     WEIGHTS,
     check_identities,
+    continued,
     identities,
     load_weights,
     make_model,
@@ -122,21 +124,25 @@ def train(
         RunError: too many bad samples, or a loss that is not finite.
     """
     recipe = recipe.located()
-    shares = Shares(recipe.micro, environment.rank, environment.world, recipe.fused)
-    model = make_model(recipe)
-    stack = make_stack(recipe)
     folder = out / "checkpoints"
     latest, refused = checkpoint.newest(folder)
     if latest and not resume:
         raise RecipeError(f"{out}: holds a run already; add --resume, or choose another --out")
-    if recipe.start and not latest:
+    found = checkpoint.load(latest) if latest else None
+    if found and (out / RECIPE).is_file():
+        recipe = continued(recipe, from_yaml(out / RECIPE), found.step)
+    shares = Shares(recipe.micro, environment.rank, environment.world, recipe.fused)
+    model = make_model(recipe)
+    stack = make_stack(recipe)
+    if recipe.start and not found:
         weights, _ = load_weights(recipe.start)
         start_from(model, weights)
     engine: Engine = TorchEngine(model, recipe, environment)
     first = 0
     badness = Badness(recipe)
-    if latest:
-        first = _restore(latest, engine, recipe, badness)
+    if latest and found:
+        first = found.step
+        _restore(found, str(latest), engine, recipe, badness)
     if environment.main:
         prepare_folder(out, recipe)
         for reason in refused:
@@ -147,16 +153,16 @@ def train(
         return run.steps(stack, shares, first, stop, display)
 
 
-def _restore(path: Path, engine: Engine, recipe: Recipe, badness: Badness) -> int:
-    found = checkpoint.load(path)
-    check_identities(recipe, found.notes.get("identities", {}), str(path.parent.parent))
+def _restore(
+    found: checkpoint.Checkpoint, path: str, engine: Engine, recipe: Recipe, badness: Badness
+) -> None:
+    check_identities(recipe, found.notes.get("identities", {}), str(Path(path).parent.parent))
     try:
         engine.model.load_state_dict(found.weights)
         engine.load_state(found.state)
     except (RuntimeError, ValueError) as error:
         raise RecipeError(f"{path}: does not fit the recipe ({error})") from None
     badness.total, badness.seen = found.notes.get("bad", 0), found.notes.get("seen", 0)
-    return found.step
 
 
 @dataclass
