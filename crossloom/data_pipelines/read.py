@@ -165,6 +165,8 @@ class Parallel(Reader):
     second: str = ""
     """Field of the second passage: any of its entries, half of the time in the same language.
     Empty for the same text in another language."""
+    apart: bool = False
+    """Give the second passage as a text of its own, ``"second"``, for another stream."""
     mismatch: float = 0.0
     """Share of examples, 0..1, whose second passage is that of another sample of the micro-batch:
     for next-sentence prediction and translation-pair classification (objective ``match``)."""
@@ -172,6 +174,8 @@ class Parallel(Reader):
     def __post_init__(self) -> None:
         if not 0 <= self.mismatch <= 1:
             raise ValueError(f"mismatch must lie in 0..1, not {self.mismatch}")
+        if self.mismatch and self.apart:
+            raise ValueError("passages apart are mismatched by the view: leave mismatch at 0")
 
     @property
     def mismatched(self) -> float:
@@ -181,20 +185,21 @@ class Parallel(Reader):
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
-        """``text`` is two passages."""
+        """``text`` is two passages, or ``text`` and ``second`` one each."""
         content = sample_json(members)
         texts = _field(content, self.of)
         found = _choose(texts, self.languages, self.of)
         if self.second:
-            return {**members, "text": self._two(content, found, rng)}, {}
+            return {**members, **self._given(*self._two(content, found, rng))}, {}
         if len(found) < 2:
             raise BadSample("missing language", f"only {found[0]} of a parallel text is there")
         first, second = (found[i] for i in rng.choice(len(found), 2, replace=False))
         number = int(rng.integers(min(len(texts[first]), len(texts[second]))))
-        passages = tuple(
-            Passage(x, _text(texts[x][number], f"{self.of}.{x}")) for x in (first, second)
-        )
-        return {**members, "text": passages}, {}
+        passages = (Passage(x, _text(texts[x][number], f"{self.of}.{x}")) for x in (first, second))
+        return {**members, **self._given(*passages)}, {}
+
+    def _given(self, first: Passage, second: Passage) -> dict[str, tuple[Passage, ...]]:
+        return {"text": (first,), "second": (second,)} if self.apart else {"text": (first, second)}
 
     def _two(
         self, content: Mapping[str, Any], found: list[str], rng: np.random.Generator

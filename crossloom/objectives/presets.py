@@ -108,3 +108,18 @@ def same_passages(stream: str = "text", *, pool: Literal["first", "mean"] = "fir
     """
     view = View(name="passages", streams=(stream,))
     return Match(view=view, pooled=(stream,), pool=pool, passages=True)
+
+
+def xlco(
+    pair: tuple[str, str] = ("text", "second"),
+    *,
+    dim: int = 256,
+    pool: Literal["first", "mean"] = "first",
+) -> Contrast:
+    """Cross-lingual contrast of a sentence with its translation (InfoXLM, section 3.3).
+
+    Against the batch alone, without the momentum encoder and its queue; the second stream is tied
+    to the first, and the reader gives translations apart.
+    """
+    view = View(name="xlco", streams=pair, apart=True)
+    return Contrast(view=view, pair=pair, dim=dim, pool=pool, shared=True)

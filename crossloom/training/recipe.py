@@ -127,6 +127,8 @@ class Recipe:
     fused: int = 0
     """Micro-batches run in one forward pass on a process; 0 for all of its share."""
     seed: int = 0
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """Streams embedded by another stream's module: ``{second: text}`` for a second text."""
     data: str = "."
     """Folder that shards and vocabularies are relative to."""
     start: str = ""
@@ -161,6 +163,9 @@ class Recipe:
                     raise ValueError(
                         f"mixture.{name}.objectives: {_unknown(objective, self.objectives)}"
                     )
+        for stream in (*self.tied, *self.tied.values()):
+            if stream not in self.modalities:
+                raise ValueError(f"tied: {_unknown(stream, self.modalities)}")
         for number, phase in enumerate(self.phases):
             for name in phase.weights:
                 if name not in self.mixture:

@@ -86,7 +86,7 @@ def make_model(recipe: Recipe) -> CrossloomModel:
     """
     seed_torch(recipe.seed, "weights")
     try:
-        return CrossloomModel(recipe.modalities, recipe.plan, recipe.objectives)
+        return CrossloomModel(recipe.modalities, recipe.plan, recipe.objectives, recipe.tied)
     except ValueError as error:
         raise RecipeError(str(error)) from None
 
