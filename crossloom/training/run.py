@@ -129,7 +129,7 @@ def open_run(folder: str | Path) -> Recipe:
     recipe = from_yaml(folder / RECIPE)
     modalities = {}
     for stream, modality in recipe.modalities.items():
-        copy = folder / f"{stream}.model"
+        copy = folder / f"{recipe.tied.get(stream, stream)}.model"
         if getattr(modality, "vocabulary", None) and copy.is_file():
             modality = replace(modality, vocabulary=str(copy.resolve()))  # type: ignore[call-arg]
         modalities[stream] = modality
@@ -160,7 +160,7 @@ def prepare_folder(folder: Path, recipe: Recipe) -> None:
     """Create a run directory with its recipe and copies of its vocabularies."""
     folder.mkdir(parents=True, exist_ok=True)
     for stream, modality in recipe.modalities.items():
-        path = getattr(modality, "vocabulary", None)
+        path = getattr(modality, "vocabulary", None) if stream not in recipe.tied else None
         if path and Path(path).resolve() != (folder / f"{stream}.model").resolve():
             shutil.copyfile(path, folder / f"{stream}.model")
     checkpoint.write_atomically(folder / RECIPE, to_yaml(recipe))

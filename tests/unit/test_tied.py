@@ -15,7 +15,14 @@ from crossloom.training.environment import start
 from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
 from crossloom.training.recipe import Component, from_yaml
-from crossloom.training.run import RECIPE, make_model, make_stack
+from crossloom.training.run import (
+    RECIPE,
+    load_weights,
+    make_model,
+    make_stack,
+    open_run,
+    start_from,
+)
 from crossloom.units import keyed_rng
 
 STREAMS = ("text", "image", "second")
@@ -93,6 +100,8 @@ def test_it_trains_and_the_recipe_comes_back(recipe, tmp_path):
     again = from_yaml(tmp_path / RECIPE)
     assert again.tied == {"second": "text"}
     assert again.objectives == recipe.objectives
+    weights, _ = load_weights(tmp_path)
+    assert start_from(make_model(open_run(tmp_path)), weights) == ([], [])
 
 
 def test_tasks_leave_the_second_text_out(recipe):
