@@ -73,7 +73,11 @@ def _sample(shard: Shard, number: int) -> dict[str, Any]:
         for q in content.get("questions") or ()
     ]
     pairs = [
-        (next(iter(p["premise"].values())), next(iter(p["hypothesis"].values())), p["label"])
+        (
+            next(iter(p.get("premise", {}).values()), ""),
+            next(iter(p["hypothesis"].values())),
+            p["label"],
+        )
         for p in content.get("pairs") or ()
     ]
     return {

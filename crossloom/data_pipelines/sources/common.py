@@ -45,8 +45,8 @@ class Report:
 
     source: str
     counts: Mapping[str, Mapping[str, int]]
-    """By split: ``samples``, ``images``, and items of the json (``texts.en``, ``questions``,
-    ``pairs``, ``pairs.en``, ``boxes``)."""
+    """By split: ``samples``, members (``images``, ``regions``), and items of the json
+    (``texts.en``, ``questions``, ``pairs``, ``pairs.en``, ``boxes``, ``refers``)."""
     skipped: Mapping[str, Skipped]
     """By reason."""
 
@@ -118,15 +118,20 @@ class Conversion:
         )
 
     def write(
-        self, split: str, key: str, content: Mapping[str, Any], image: Image | None = None
+        self,
+        split: str,
+        key: str,
+        content: Mapping[str, Any],
+        image: Image | None = None,
+        others: Mapping[str, Member] | None = None,
     ) -> None:
-        """Write one sample: the image's bytes as they are, and the json."""
+        """Write one sample: the image's bytes as they are, other members, and the json."""
         members: dict[str, Member] = {image.extension: image.data} if image else {}
-        members["json"] = content
-        self._set.write(split, key, members)
+        members |= others or {}
+        self._set.write(split, key, {**members, "json": content})
         counts = self._counts.setdefault(split, Counter())
         counts["samples"] += 1
-        counts["images"] += image is not None
+        counts.update(map(_member_kind, members))
         counts.update(_item_counts(content))
         if self._progress:
             self._progress(sum(c["samples"] for c in self._counts.values()), self.total)
@@ -187,10 +192,16 @@ def _samples_first(item: tuple[str, int]) -> tuple[bool, bool, str]:
     return item[0] != "samples", item[0] != "images", item[0]
 
 
+def _member_kind(name: str) -> str:
+    """What a member counts as: ``images``, or what stands before the last dot (``regions``)."""
+    first, _, form = name.rpartition(".")
+    return "images" if form in ("jpg", "png") else first.rpartition(".")[2] or form
+
+
 def _item_counts(content: Mapping[str, Any]) -> Mapping[str, int]:
     counts = {k: len(v) for k, v in content.items() if isinstance(v, list)}
     counts |= {f"texts.{k}": len(v) for k, v in content.get("texts", {}).items()}
-    for language in (k for pair in content.get("pairs", ()) for k in pair["premise"]):
+    for language in (k for pair in content.get("pairs", ()) for k in pair["hypothesis"]):
         counts[f"pairs.{language}"] = counts.get(f"pairs.{language}", 0) + 1
     return counts
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fixtures_sources as make
+import fixtures_vision_sources as vision
 import pytest
 from PIL import Image
 
@@ -20,6 +21,7 @@ from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.sources import Report, SourceError
 from crossloom.data_pipelines.sources.common import check_shares, hold_back, stable_fraction
 from crossloom.data_pipelines.sources.languages import language_code
+from crossloom.data_pipelines.sources.xnli import LABELS
 from crossloom.data_pipelines.write import WriteError
 
 SOURCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
@@ -31,7 +33,20 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "easy-vqa": ("easy_vqa", make.easy_vqa),
     "coco": ("coco", lambda root: make.cocoqa(make.coco(root))),
     "flickr8k": ("flickr8k", make.flickr8k),
+    "vqa": ("vqa", vision.vqa2),
+    "flickr30k": ("flickr30k", vision.flickr30k),
+    "visual-genome": ("visual_genome", vision.visual_genome),
+    "gqa": ("gqa", vision.gqa),
+    "snli-ve": ("snli_ve", vision.snli_ve),
+    "xvnli": ("xvnli", vision.xvnli),
+    "nlvr2": ("nlvr2", vision.nlvr2),
+    "refcoco": ("refcoco", vision.refcoco),
+    "xtd": ("xtd", vision.xtd),
+    "xgqa": ("xgqa", vision.xgqa),
 }
+
+FIELDS = {"id", "parallel", "texts", "questions", "pairs", "boxes", "refers"}
+PICTURES = {"jpg", "png", "0.jpg", "1.jpg", "0.png", "1.png"}
 
 
 def convert(name: str, *args: Any, **options: Any) -> Report:
@@ -62,11 +77,11 @@ def test_samples_have_the_common_form(source: tuple[str, Path], tmp_path: Path) 
         assert sum(len(s.entries) for s in shards) == count
         for key, members in make.samples(tmp_path / "out", split).items():
             assert "." not in key
-            assert set(members) <= {"json", "jpg", "png"}
-            for extension in set(members) - {"json"}:
+            assert set(members) <= {"json", "regions.npz"} | PICTURES
+            for extension in set(members) & PICTURES:
                 Image.open(io.BytesIO(members[extension])).load()
             content = members["json"]
-            assert set(content) <= {"id", "parallel", "texts", "questions", "pairs", "boxes"}
+            assert set(content) <= FIELDS
             assert content["id"]
             texts = content.get("texts", {})
             assert all(texts.values())
@@ -77,8 +92,17 @@ def test_samples_have_the_common_form(source: tuple[str, Path], tmp_path: Path) 
                 assert set(question) <= {"id", "kind", "text", "answers"}
                 assert all(0 < score <= 1 for score in question["answers"].values())
             for pair in content.get("pairs", ()):
-                assert pair["label"] in ("entailment", "neutral", "contradiction")
-                assert set(pair["premise"]) == set(pair["hypothesis"])
+                truth = ("true", "false") if name == "nlvr2" else LABELS
+                assert pair["label"] in truth
+                assert set(pair.get("premise", pair["hypothesis"])) == set(pair["hypothesis"])
+                assert all(pair["hypothesis"].values())
+            for refer in content.get("refers", ()):
+                assert set(refer) == {"id", "text", "box"}
+                assert all(refer["text"].values())
+            for entry in (*content.get("refers", ()), *content.get("boxes", ())):
+                x1, y1, x2, y2 = entry["box"]
+                assert 0 <= x1 < x2 <= 8
+                assert 0 <= y1 < y2 <= 8
         items: dict[str, int] = {}
         for shard in shards:
             for entry in shard.entries:
