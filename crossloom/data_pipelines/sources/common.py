@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, cast
@@ -273,6 +274,20 @@ def need_folder(path: Path | None, source: str, holds: str) -> Path:
     if not path.is_dir():
         raise SourceError(f"{path}: no such folder; {source} reads a folder with {holds}")
     return path
+
+
+def need_package(name: str, extra: str) -> Any:
+    """A module of an optional package.
+
+    Raises:
+        SourceError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        raise SourceError(
+            f"{name}: not installed; `pip install 'crossloom[{extra}]'` brings what this reads"
+        ) from None
 
 
 def first_file(candidates: Iterable[Path]) -> Path | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pickle
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fixtures_sources import picture, put, put_json, vqa
 
 
@@ -284,4 +286,50 @@ def xgqa(root: Path) -> Path:
             put_json(root / f"few_shot/{language}/{name}.json", rows)
     for n in (1, 2, 3):
         put(root / f"images/n{n}.jpg", picture(grey=n))
+    return root
+
+
+# --- region features ----------------------------------------------------------------------------
+
+
+def seen(count: int, width: int = 4, classes: int = 5) -> dict[str, Any]:
+    """What a detector saw of an image of 8 by 8 pixels."""
+    rng = np.random.default_rng(count)
+    low = rng.integers(0, 4, (count, 2)).astype(np.float32)
+    boxes = np.concatenate([low, low + 2 + rng.random((count, 2), np.float32)], 1)
+    chance = rng.random((count, classes), np.float32)
+    return {
+        "features": rng.random((count, width), np.float32),
+        "boxes": boxes.clip(0, 8),
+        "cls_prob": chance / chance.sum(1, keepdims=True),
+        "obj_id": chance[:, 1:].argmax(1),
+        "img_w": 8,
+        "img_h": 8,
+        "num_objects": count,
+    }
+
+
+def b64(array: Any) -> str:
+    return base64.b64encode(np.ascontiguousarray(array)).decode("ascii")
+
+
+def butd_line(name: str, count: int, columns: int = 6) -> str:
+    found = seen(count)
+    arrays = [b64(found["boxes"]), b64(found["features"])]
+    cells = [name, "8", "8", str(count), *arrays]
+    if columns == 7:
+        cells.append(b64(found["cls_prob"]))
+    if columns == 10:
+        conf = b64(np.ones(count, np.float32))
+        objects = b64(found["obj_id"].astype(np.int64))
+        cells = [name, "8", "8", objects, conf, objects, conf, str(count), *arrays]
+    return "\t".join(cells) + "\n"
+
+
+def butd(root: Path, columns: int = 6) -> Path:
+    names = {6: ("9", "25", "42"), 7: ("9", "25", "42")}.get(columns)
+    names = names or tuple(f"COCO_train2014_{n:012d}" for n in (9, 25, 42))
+    lines = [butd_line(name, count, columns) for name, count in zip(names, (3, 2, 5), strict=True)]
+    put(root / "features.tsv.0", "".join(lines[:2]))
+    put(root / "features.tsv.1", lines[2])
     return root

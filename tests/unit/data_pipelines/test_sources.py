@@ -41,6 +41,7 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "xvnli": ("xvnli", vision.xvnli),
     "nlvr2": ("nlvr2", vision.nlvr2),
     "refcoco": ("refcoco", vision.refcoco),
+    "butd": ("butd", vision.butd),
     "xtd": ("xtd", vision.xtd),
     "xgqa": ("xgqa", vision.xgqa),
 }
