@@ -434,7 +434,11 @@ def read_image(path: Path, to: Conversion, name: str, count: int = 1) -> Image |
     if not path.is_file():
         to.skip("image missing", name, count)
         return None
-    data = path.read_bytes()
+    return to_image(path.read_bytes(), to, name, count)
+
+
+def to_image(data: bytes, to: Conversion, name: str, count: int = 1) -> Image | None:
+    """An image of its bytes; None, and counted, when they are neither JPEG nor PNG."""
     if data.startswith(b"\xff\xd8\xff"):
         return Image("jpg", data)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -45,7 +45,7 @@ _PLACES = ("", "questions", "questions1.2", "annotations")
 IMAGES = ("images", "allImages/images", "allImages")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Question:
     """A question as it is read."""
 

@@ -29,6 +29,7 @@ descriptions; entries that lack a part or belong to no image.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ from crossloom.data_pipelines.write import SHARD_SIZE
 _FOLDERS = ("VG_100K", "VG_100K_2", "")
 
 Sizes = dict[int, tuple[float, float]]
-Lists = dict[int, list[dict[str, Any]]]  #: by number of the image
+#: Entries by number of the image, as JSON: all of Visual Genome takes several times the memory as
+#: dictionaries.
+Lists = dict[int, list[bytes]]
 
 
 def convert(
@@ -123,14 +126,16 @@ def convert(
 
 def _content(number: int, refers: Lists, boxes: Lists, questions: Lists) -> dict[str, Any]:
     content: dict[str, Any] = {"id": str(number)}
-    if found := refers.get(number):
-        content["texts"] = {"en": [entry["text"]["en"] for entry in found]}
-        content["refers"] = found
-    if found := boxes.get(number):
-        content["boxes"] = found
-    if found := questions.get(number):
-        content["questions"] = found
+    for name, lists in {"refers": refers, "boxes": boxes, "questions": questions}.items():
+        if found := [json.loads(entry) for entry in lists.get(number, ())]:
+            content[name] = found
+    if "refers" in content:
+        content["texts"] = {"en": [entry["text"]["en"] for entry in content["refers"]]}
     return content
+
+
+def _keep(found: Lists, number: int, entry: dict[str, Any]) -> None:
+    found.setdefault(number, []).append(json.dumps(entry).encode())
 
 
 def _list(path: Path, holds: str, hook: Any = None) -> list[Any]:
@@ -175,7 +180,7 @@ def _regions(path: Path, sizes: Sizes, to: Conversion) -> Lists:
         box = _box(to, row, sizes, ("width", "height"), name)
         if box and (text := text_of(row, "phrase")):
             entry = {"id": text_of(row, "region_id"), "text": {"en": text}, "box": box}
-            found.setdefault(int(row["image_id"]), []).append(entry)
+            _keep(found, int(row["image_id"]), entry)
         elif box:
             to.skip("empty description", name)
         return None
@@ -199,7 +204,7 @@ def _objects(path: Path, sizes: Sizes, to: Conversion) -> Lists:
             row_of = {**entry, "image_id": row["image_id"]}
             box = _box(to, row_of, sizes, ("w", "h"), name)
             if box and (label := text_of(entry, "name")):
-                found.setdefault(int(row["image_id"]), []).append({"label": label, "box": box})
+                _keep(found, int(row["image_id"]), {"label": label, "box": box})
             elif box:
                 to.skip("object without name", name)
         return None
@@ -241,7 +246,7 @@ def _questions(path: Path, sizes: Sizes, to: Conversion) -> Lists:
             to.skip("question on an image that is not converted", name)
         else:
             entry = {"id": f"vg/{row.get('qa_id')}", "text": {"en": text}, "answers": {answer: 1.0}}
-            found.setdefault(image, []).append(entry)
+            _keep(found, image, entry)
         return None
 
     _list(path, "Visual Genome's questions", shrink)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import pickle
+import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -287,6 +289,38 @@ def xgqa(root: Path) -> Path:
     for n in (1, 2, 3):
         put(root / f"images/n{n}.jpg", picture(grey=n))
     return root
+
+
+def img2dataset(root: Path, form: str = "webdataset") -> Path:
+    """Two shards of three links each, of which one could not be downloaded."""
+    for shard in range(2):
+        name, members = f"{shard:05d}", {}
+        for n in (0, 2):
+            key = f"{shard:05d}{n:04d}"
+            row = {"caption": f"a  cat {key}\n", "url": f"https://x/{key}", "key": key}
+            row |= {"status": "success", "error_message": None, "width": 8, "height": 8}
+            members[f"{key}.jpg"] = picture(grey=10 * shard + n)
+            members[f"{key}.txt"] = row["caption"].encode()
+            members[f"{key}.json"] = json.dumps(row).encode()
+        if form == "webdataset":
+            put_tar(root / f"{name}.tar", members)
+        else:
+            for key, data in members.items():
+                put(root / name / key, data)
+        stats = {"count": 3, "successes": 2, "failed_to_download": 1, "failed_to_resize": 0}
+        put_json(root / f"{name}_stats.json", {**stats, "status_dict": {"success": 2}})
+        put(root / f"{name}.parquet", b"PAR1")
+    return root
+
+
+def put_tar(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
 
 
 # --- region features ----------------------------------------------------------------------------

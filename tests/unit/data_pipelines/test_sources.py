@@ -41,6 +41,11 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "xvnli": ("xvnli", vision.xvnli),
     "nlvr2": ("nlvr2", vision.nlvr2),
     "refcoco": ("refcoco", vision.refcoco),
+    "conceptual-captions": ("conceptual_captions", vision.img2dataset),
+    "conceptual-captions-files": (
+        "conceptual_captions",
+        lambda root: vision.img2dataset(root, "files"),
+    ),
     "butd": ("butd", vision.butd),
     "xtd": ("xtd", vision.xtd),
     "xgqa": ("xgqa", vision.xgqa),

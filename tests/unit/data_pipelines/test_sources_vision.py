@@ -13,6 +13,7 @@ import pytest
 from crossloom.data_pipelines.sources import (
     Skipped,
     SourceError,
+    conceptual_captions,
     flickr30k,
     gqa,
     nlvr2,
@@ -573,3 +574,59 @@ def test_xtd_counts_bad_items(tmp_path: Path) -> None:
     add_lines(names, b"one more")
     with pytest.raises(SourceError, match=r"has 5 lines.*has 4 lines"):
         xtd.convert(folder, tmp_path / "out", overwrite=True)
+
+
+# --- conceptual-captions ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["webdataset", "files"])
+def test_conceptual_captions(tmp_path: Path, form: str) -> None:
+    folder = vision.img2dataset(tmp_path / "in", form)
+    report = conceptual_captions.convert(folder, tmp_path / "out")
+    assert report.counts == {"train": {"samples": 4, "images": 4, "texts.en": 4}}
+    assert report.skipped == {
+        "not downloaded": Skipped(2, ("00000_stats.json", "00001_stats.json"))
+    }
+    samples = make.samples(tmp_path / "out", "train")
+    assert list(samples) == ["000000000", "000000002", "000010000", "000010002"]
+    assert samples["000010002"] == {
+        "jpg": make.picture(grey=12),
+        "json": {"id": "000010002", "texts": {"en": ["a cat 000010002"]}},
+    }
+
+
+def test_conceptual_captions_counts_bad_items(tmp_path: Path) -> None:
+    folder = vision.img2dataset(tmp_path / "in", "files")
+    (folder / "00000/000000000.txt").write_bytes(b"\xff")
+    (folder / "00000/000000002.jpg").write_bytes(b"RIFF1234WEBP")
+    (folder / "00001/000010000.txt").write_text(" \n")
+    (folder / "00001/000010002.txt").unlink()
+    make.put(folder / "00001/000010003.jpg", make.picture())
+    make.put(folder / "00001/000010004.txt", "A caption alone")
+    make.put(folder / "00001/000010005.txt", "A good one")
+    make.put(folder / "00001/000010005.png", make.picture("PNG"))
+    make.put(folder / "00001_stats.json", "{")
+    report = conceptual_captions.convert(folder, tmp_path / "out", split="dev", language="de")
+    assert report.skipped == {
+        "not downloaded": Skipped(1, ("00000_stats.json",)),
+        "not UTF-8": Skipped(1, ("000000000",)),
+        "image is neither JPEG nor PNG": Skipped(1, ("000000002",)),
+        "empty caption": Skipped(1, ("000010000",)),
+        "image without caption": Skipped(2, ("000010002", "000010003")),
+        "caption without image": Skipped(1, ("000010004",)),
+    }
+    assert make.contents(tmp_path / "out", "dev") == [
+        {"id": "000010005", "texts": {"de": ["A good one"]}}
+    ]
+
+
+def test_conceptual_captions_errors(tmp_path: Path) -> None:
+    path = make.put(tmp_path / "Train_GCC-training.tsv", "a cat\thttps://x/1\n")
+    with pytest.raises(SourceError, match=r"a list of links; .*img2dataset --url_list"):
+        conceptual_captions.convert(path, tmp_path / "out")
+    make.put(tmp_path / "in/00000.tar", b"no tar" * 500)
+    with pytest.raises(SourceError, match=r"00000.tar: not a readable tar"):
+        conceptual_captions.convert(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(SourceError, match=r"none: no tars and no numbered folders"):
+        conceptual_captions.convert(tmp_path / "none", tmp_path / "out")
