@@ -112,9 +112,19 @@ def convert(
             each_sample(to, folder, keep_images, detector.look, batch)
         else:
             to.total = len(paths)
+            paths = _one_each(to, paths)
             for start in range(0, len(paths), batch):
                 _images(to, paths[start : start + batch], detector, split)
     return to.report
+
+
+def _one_each(to: Conversion, paths: Sequence[Path]) -> list[Path]:
+    """The paths without those that would make a sample of the same name."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        if found.setdefault(path.stem, path) != path:
+            to.skip("another image has the name but for its ending", path.name)
+    return list(found.values())
 
 
 def _images(to: Conversion, paths: Sequence[Path], detector: Detector, split: str) -> None:

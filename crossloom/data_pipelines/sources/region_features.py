@@ -208,13 +208,19 @@ def _image_size(image: bytes) -> tuple[float, float]:
 
 def write_alone(to: Conversion, store: Store, split: str) -> None:
     """Write a sample an image: its name as the id, and ``regions.npz``."""
+    written: set[str] = set()
     for name in store.names():
+        plain = plain_name(name)
+        if plain in written:
+            to.skip("regions of an image given twice", name)
+            continue
         try:
             data = encode(store.read(name))
         except BadRegions as error:
             to.skip(str(error), name)
         else:
-            to.write(split, sanitise(plain_name(name)), {"id": name}, others={"regions.npz": data})
+            written.add(plain)
+            to.write(split, sanitise(plain), {"id": name}, others={"regions.npz": data})
 
 
 def add_to_shards(to: Conversion, store: Store, shards: Path, keep_images: bool) -> None:

@@ -4,8 +4,8 @@ Reads the repository as published (adobe-research/Cross-lingual-Test-Dataset-XTD
 images of 2014, ``train`` and ``val``::
 
     XTD10/test_image_names.txt        COCO_train2014_000000061844.jpg, one a line
-    XTD10/test_1kcaptions_es.txt      line i is of image i; it, ko, pl, ru, tr, zh
-    MIC/test_1kcaptions_en.txt        de, en, fr
+    XTD10/test_1kcaptions_es.txt      line i is of image i; en, it, ko, pl, ru, tr, zh
+    MIC/test_1kcaptions_de.txt        de, fr
     STAIR/test_1kcaptions_jp.txt      Japanese, written anew for the images
     train2014/COCO_train2014_000000061844.jpg …      (also below images/)
 
@@ -13,8 +13,8 @@ Each image becomes a sample of ``test``. The texts are not marked ``parallel``, 
 ones translate nothing. Many of the images are in COCO's training division: who trains on COCO and
 tests on XTD must leave these ids out.
 
-Skipped, and counted: empty lines, lines that are not UTF-8, names that are no COCO image, images
-that are missing or neither JPEG nor PNG. Files of unequal length are an error.
+Skipped, and counted: empty lines, lines that are not UTF-8, names that are no COCO image or given
+twice, images that are missing or neither JPEG nor PNG. Files of unequal length are an error.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def convert(
     place = image_folder(folder, images, ["."])
     to = Conversion("xtd", out, shard_size=shard_size, overwrite=overwrite, progress=progress)
     with to:
+        written: set[str] = set()
         to.total = check_line_counts(files.values())
         for number, row in parallel_lines(files, to):
             name = (row.pop("") or "").strip()
@@ -95,8 +96,12 @@ def convert(
                 reason = "image without caption" if match else "name is no COCO image"
                 to.skip(reason, f"{names.name}:{number}")
                 continue
+            if match["number"] in written:
+                to.skip("image given twice", f"{names.name}:{number}")
+                continue
             image = read_image(coco_photo(place, int(match["number"])), to, name, len(texts))
             if image is not None:
+                written.add(match["number"])
                 content = {"id": str(int(match["number"])), "texts": texts}
                 to.write("test", match["number"], content, image)
     return to.report

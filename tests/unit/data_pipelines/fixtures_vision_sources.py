@@ -269,7 +269,7 @@ def xtd(root: Path) -> Path:
     numbers = (61844, 61849)
     names = "".join(f"COCO_train2014_{n:012d}.jpg\n" for n in numbers)
     put(root / "XTD10/test_image_names.txt", names)
-    for place, language in (("XTD10", "es"), ("MIC", "en"), ("STAIR", "jp")):
+    for place, language in (("XTD10", "es"), ("XTD10", "en"), ("STAIR", "jp")):
         text = "".join(f"{language} caption  {n}\n" for n in numbers)
         put(root / f"{place}/test_1kcaptions_{language}.txt", text)
     put(root / "README.md", "not data\n")

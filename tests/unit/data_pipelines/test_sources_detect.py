@@ -51,10 +51,12 @@ def test_detect_in_a_folder_of_images(tmp_path: Path, weights: Path) -> None:
         make.put(tmp_path / f"in/{name}", picture(seed))
     make.put(tmp_path / "in/d.jpg", "no image")
     make.put(tmp_path / "in/e.jpg", b"\xff\xd8\xff and no more")
+    make.put(tmp_path / "in/c.png", picture(4))
     options: Any = {"model": NAME, "weights": str(weights), "batch": 2, "device": "cpu"}
     report = detect.convert(tmp_path / "in", tmp_path / "out", **options, least=5, most=6)
     assert report.counts == {"train": {"samples": 3, "images": 3, "regions": 3}}
     assert report.skipped == {
+        "another image has the name but for its ending": Skipped(1, ("c.png",)),
         "image is neither JPEG nor PNG": Skipped(1, ("d.jpg",)),
         "image is undecodable": Skipped(1, ("e.jpg",)),
     }

@@ -172,6 +172,7 @@ def test_butd_counts_bad_lines(tmp_path: Path) -> None:
         ["4", *good[1:4], "???", good[5]],
         ["5", "4", "4", *good[3:]],
         ["6", *good[1:3], "0", "", "\n"],
+        ["COCO_val2014_000000000042", *good[1:]],
         ["é", *good[1:]],
         ["", *good[1:]],
     ]
@@ -180,8 +181,10 @@ def test_butd_counts_bad_lines(tmp_path: Path) -> None:
     report = butd.convert(folder, tmp_path / "out")
     damaged = "regions are damaged or of another shape than they say"
     assert report.skipped == {
-        "line has another number of columns": Skipped(2, (f"{path.name}:2", f"{path.name}:9")),
-        "regions of an image given twice": Skipped(1, (f"{path.name}:3",)),
+        "line has another number of columns": Skipped(2, (f"{path.name}:2", f"{path.name}:10")),
+        "regions of an image given twice": Skipped(
+            2, (f"{path.name}:3", "COCO_val2014_000000000042")
+        ),
         damaged: Skipped(3, ("3", "4", "é")),
         "box of a region lies outside the image": Skipped(1, ("5",)),
         "no regions in the image": Skipped(1, ("6",)),

@@ -547,8 +547,8 @@ def test_xtd(tmp_path: Path) -> None:
     assert sample["json"] == {
         "id": "61844",
         "texts": {
-            "en": ["en caption 61844"],
             "ja": ["jp caption 61844"],
+            "en": ["en caption 61844"],
             "es": ["es caption 61844"],
         },
     }
@@ -557,11 +557,12 @@ def test_xtd(tmp_path: Path) -> None:
 def test_xtd_counts_bad_items(tmp_path: Path) -> None:
     folder = vision.xtd(tmp_path / "in")
     names = folder / "XTD10/test_image_names.txt"
-    add_lines(names, b"other.jpg", b"COCO_val2014_000000000007.jpg")
+    more = [b"other.jpg", b"COCO_val2014_000000000007.jpg", b"COCO_train2014_000000061844.jpg"]
+    add_lines(names, *more)
     for path, lines in {
-        "XTD10/test_1kcaptions_es": [b"a", b"b"],
-        "MIC/test_1kcaptions_en": [b"a", b"b"],
-        "STAIR/test_1kcaptions_jp": [b" ", b"\xff"],
+        "XTD10/test_1kcaptions_es": [b"a", b"b", b"c"],
+        "XTD10/test_1kcaptions_en": [b"a", b"b", b"c"],
+        "STAIR/test_1kcaptions_jp": [b" ", b"\xff", b"c"],
     }.items():
         add_lines(folder / f"{path}.txt", *lines)
     report = xtd.convert(folder, tmp_path / "out")
@@ -570,9 +571,10 @@ def test_xtd_counts_bad_items(tmp_path: Path) -> None:
         "name is no COCO image": Skipped(1, ("test_image_names.txt:3",)),
         "not UTF-8": Skipped(1, ("test_1kcaptions_jp.txt:4",)),
         "image missing": Skipped(2, ("COCO_val2014_000000000007.jpg",)),
+        "image given twice": Skipped(1, ("test_image_names.txt:5",)),
     }
     add_lines(names, b"one more")
-    with pytest.raises(SourceError, match=r"has 5 lines.*has 4 lines"):
+    with pytest.raises(SourceError, match=r"has 6 lines.*has 5 lines"):
         xtd.convert(folder, tmp_path / "out", overwrite=True)
 
 
