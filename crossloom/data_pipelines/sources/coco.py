@@ -37,6 +37,7 @@ from typing import Any
 
 from crossloom.data_pipelines.sources.answers import best_answers
 from crossloom.data_pipelines.sources.common import (
+    BAD_ROW,
     Conversion,
     Progress,
     Report,
@@ -156,7 +157,7 @@ def _division(to: Conversion, division: Division, questions: Questions, best: Co
                 to.skip("empty caption", f"caption {row.get('id')}")
         files = {number: str(row["file_name"]) for number, row in images.items()}
         sizes = {n: (float(r["width"]), float(r["height"])) for n, r in images.items()}
-    except (KeyError, TypeError, ValueError) as error:
+    except BAD_ROW as error:
         raise SourceError(f"{division.captions}: not {holds} ({error!r})") from None
     boxes = _boxes(to, division.instances, sizes) if division.instances else {}
     to.total = (to.total or 0) + len(images)
@@ -198,7 +199,7 @@ def _boxes(
             elif box := cut_box(to, (x, y, x + w, y + h), sizes[image], name):
                 entry = {"label": labels[row["category_id"]], "box": box}
                 found.setdefault(image, []).append(entry)
-    except (KeyError, TypeError, ValueError) as error:
+    except BAD_ROW as error:
         raise SourceError(f"{path}: not {holds} ({error!r})") from None
     return found
 

@@ -18,11 +18,15 @@ from crossloom.data_pipelines.write import (
     SHARD_SIZE,
     Member,
     ShardSet,
+    TextError,
     find_shards,
 )
 
 #: Called with the samples done and, when known, how many there will be.
 Progress = Callable[[int, int | None], None]
+
+#: What reading a row of another form than expected raises.
+BAD_ROW = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
 
 REPORT = "report.json"
 _NAMES = 5  # of the items skipped for one reason
@@ -126,10 +130,17 @@ class Conversion:
         image: Image | None = None,
         others: Mapping[str, Member] | None = None,
     ) -> None:
-        """Write one sample: the image's bytes as they are, other members, and the json."""
+        """Write one sample: the image's bytes as they are, other members, and the json.
+
+        A sample whose json is not valid Unicode is left out, and counted.
+        """
         members: dict[str, Member] = {image.extension: image.data} if image else {}
         members |= others or {}
-        self._set.write(split, key, {**members, "json": content})
+        try:
+            self._set.write(split, key, {**members, "json": content})
+        except TextError:
+            self.skip("text is not valid Unicode", f"{split}/{key}")
+            return
         counts = self._counts.setdefault(split, Counter())
         counts["samples"] += 1
         counts.update(map(_member_kind, members))
@@ -142,7 +153,8 @@ class Conversion:
         entry = self._skipped.setdefault(reason, [0, []])
         entry[0] += count
         if len(entry[1]) < _NAMES:
-            entry[1].append(name)
+            # a name may hold what cannot be written; the report must be
+            entry[1].append(name.encode("utf-8", "backslashreplace").decode("utf-8"))
 
     def add_file(self, name: str, text: str) -> None:
         """Put a text file beside the shards."""
@@ -448,5 +460,5 @@ def to_image(data: bytes, to: Conversion, name: str, count: int = 1) -> Image | 
 
 
 def answer_list(answers: Sequence[str]) -> str:
-    """The text of ``answers.txt``: one answer a line."""
-    return "".join(f"{answer}\n" for answer in answers)
+    """The text of ``answers.txt``: one answer a line; those that are not valid Unicode go."""
+    return "".join(f"{answer}\n" for answer in answers).encode("utf-8", "ignore").decode("utf-8")

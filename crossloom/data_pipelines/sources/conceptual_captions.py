@@ -29,6 +29,7 @@ from pathlib import Path
 
 from crossloom.data_pipelines.shards import Shard, ShardError, build_index
 from crossloom.data_pipelines.sources.common import (
+    BAD_ROW,
     Conversion,
     Progress,
     Report,
@@ -136,7 +137,7 @@ def _failures(to: Conversion, folder: Path) -> None:
         try:
             stats = json.loads(path.read_bytes())
             lost = int(stats["count"]) - int(stats["successes"])
-        except (ValueError, KeyError, TypeError):
+        except BAD_ROW:
             continue
         if lost > 0:
             to.skip("not downloaded", path.name, lost)

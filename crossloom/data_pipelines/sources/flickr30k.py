@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from crossloom.data_pipelines.sources.common import (
+    BAD_ROW,
     Conversion,
     Progress,
     Report,
@@ -114,7 +115,7 @@ def _division(path: Path, to: Conversion) -> tuple[dict[str, str], dict[str, lis
         try:
             name, split = str(row["filename"]), _SPLITS[row["split"]]
             raw = [_plain(sentence) for sentence in row.get("sentences", ())]
-        except (KeyError, TypeError, AttributeError):
+        except BAD_ROW:
             to.skip("entry lacks filename or split", f"{path.name}[{number}]")
             continue
         splits[name], texts[name] = split, [text for text in raw if text]

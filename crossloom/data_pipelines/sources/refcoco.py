@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from crossloom.data_pipelines.sources.common import (
+    BAD_ROW,
     Conversion,
     Progress,
     Report,
@@ -116,20 +117,25 @@ def _instances(path: Path, to: Conversion) -> tuple[Objects, dict[int, tuple[flo
 
     holds = "COCO instances: images, annotations and categories"
     content = read_json(path, holds, shrink)
-    try:
-        sizes = {int(r["id"]): (float(r["width"]), float(r["height"])) for r in content["images"]}
-        labels = {row["id"]: str(row["name"]) for row in content["categories"]}
-        rows = content["annotations"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise SourceError(f"{path}: not {holds} ({error!r})") from None
+    names = ("images", "categories", "annotations")
+    if not (isinstance(content, dict) and all(isinstance(content.get(n), list) for n in names)):
+        raise SourceError(f"{path}: not {holds}; it is published beside the refs")
+    sizes: dict[int, tuple[float, float]] = {}
+    labels: dict[int, str] = {}
     objects: Objects = {}
-    for place, row in enumerate(rows):
+    for kind, place, row in ((k, n, row) for k in names for n, row in enumerate(content[k])):
         try:
-            x, y, w, h = map(float, row["bbox"])
-            label = labels[row["category_id"]]
-            objects[int(row["id"])] = (int(row["image_id"]), label, [x, y, x + w, y + h])
-        except (KeyError, TypeError, ValueError):
-            to.skip("entry is no object", f"{path.name} annotations[{place}]")
+            number = int(row["id"])
+            if kind == "images":
+                sizes[number] = (float(row["width"]), float(row["height"]))
+            elif kind == "categories":
+                labels[number] = str(row["name"])
+            else:
+                x, y, w, h = map(float, row["bbox"])
+                label = labels[row["category_id"]]
+                objects[number] = (int(row["image_id"]), label, [x, y, x + w, y + h])
+        except BAD_ROW:
+            to.skip("entry of instances lacks a part", f"{path.name} {kind}[{place}]")
     return objects, sizes
 
 
@@ -145,7 +151,7 @@ def _add(
         number, image_id = int(row["ann_id"]), int(row["image_id"])
         split, sentences = _SPLITS[row["split"]], list(row["sentences"])
         texts = [(text_of(s, "raw", "sent"), text_of(s, "sent_id")) for s in sentences]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except BAD_ROW:
         to.skip("entry lacks object, image, split or sentences", name)
         return
     found, label, (x1, y1, x2, y2) = objects.get(number, (-1, "", [0.0] * 4))

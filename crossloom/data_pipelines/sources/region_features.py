@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from crossloom.data_pipelines.shards import Shard, ShardError, open_shards
-from crossloom.data_pipelines.sources.common import Conversion, SourceError
+from crossloom.data_pipelines.sources.common import BAD_ROW, Conversion, SourceError
 from crossloom.data_pipelines.write import find_shards, sanitise
 from crossloom.modalities.patches import EXTENSIONS
 from crossloom.units import Array, BadSample
@@ -299,7 +299,7 @@ def _sample(to: Conversion, shard: Shard, number: int) -> _Sample | None:
     except BadSample as error:
         to.skip(error.kind, key)
         return None
-    except (ValueError, KeyError, TypeError):
+    except BAD_ROW:
         to.skip("sample has no json with an id", key)
         return None
     pictures = {k: v for k, v in sorted(members.items()) if _is_image(k)}

@@ -36,6 +36,7 @@ from typing import Any
 
 from crossloom.data_pipelines.sources.answers import best_answers, normalise
 from crossloom.data_pipelines.sources.common import (
+    BAD_ROW,
     Conversion,
     Progress,
     Report,
@@ -152,21 +153,21 @@ def _sizes(path: Path, without: str | None, to: Conversion) -> Sizes:
     for place, row in enumerate(_list(path, "Visual Genome's images")):
         try:
             number, size = int(row["image_id"]), (float(row["width"]), float(row["height"]))
-        except (KeyError, TypeError, ValueError):
+        except BAD_ROW:
             to.skip("entry is no image", f"{path.name}[{place}]")
             continue
-        if row.get("coco_id") in left_out:
+        if text_of(row, "coco_id") in left_out:
             to.skip("image left out by option without", f"image {number}")
         else:
             found[number] = size
     return found
 
 
-def _coco_numbers(path: Path) -> frozenset[int]:
+def _coco_numbers(path: Path) -> frozenset[str]:
     content = read_json(path, "COCO annotations, for the option without")
     try:
-        return frozenset(int(row["id"]) for row in content["images"])
-    except (KeyError, TypeError, ValueError) as error:
+        return frozenset(str(row["id"]) for row in content["images"])
+    except BAD_ROW as error:
         raise SourceError(f"{path}: not COCO annotations ({error!r})") from None
 
 
@@ -196,7 +197,8 @@ def _objects(path: Path, sizes: Sizes, to: Conversion) -> Lists:
         if "object_id" in row:  # the image is named by the entry around it
             names = row.get("names")
             return {**row, "name": str(names[0]) if isinstance(names, list) and names else ""}
-        for entry in row.get("objects") or () if "image_id" in row else ():
+        entries = row.get("objects") if "image_id" in row else ()
+        for entry in entries if isinstance(entries, (list, tuple)) else ():
             if not isinstance(entry, dict):
                 to.skip("entry is no object", f"image {row['image_id']}")
                 continue
@@ -219,7 +221,7 @@ def _box(
     try:
         image = int(row["image_id"])
         x, y, w, h = (float(row[key]) for key in ("x", "y", *sides))
-    except (KeyError, TypeError, ValueError):
+    except BAD_ROW:
         to.skip("entry lacks image or box", name)
         return None
     if image not in sizes:
@@ -238,7 +240,7 @@ def _questions(path: Path, sizes: Sizes, to: Conversion) -> Lists:
         text, answer = text_of(row, "question"), normalise(text_of(row, "answer"))
         try:
             image = int(row["image_id"])
-        except (KeyError, TypeError, ValueError):
+        except BAD_ROW:
             image = -1
         if not text or not answer:
             to.skip("question without answers", name)

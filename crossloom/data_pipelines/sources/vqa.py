@@ -31,6 +31,7 @@ from typing import Any
 
 from crossloom.data_pipelines.sources.answers import best_answers, soft_scores
 from crossloom.data_pipelines.sources.common import (
+    BAD_ROW,
     Conversion,
     Progress,
     Report,
@@ -148,7 +149,7 @@ def read_division(division: Division, to: Conversion) -> Questions:
     for place, row in enumerate(rows):
         try:
             number, image, text = int(row["question_id"]), int(row["image_id"]), row["question"]
-        except (KeyError, TypeError, ValueError):
+        except BAD_ROW:
             to.skip("entry is no VQA v2 question", f"{path.name}[{place}]")
             continue
         text = " ".join(str(text).split())
@@ -179,7 +180,7 @@ def _answers(path: Path, to: Conversion) -> dict[int, tuple[str, dict[str, float
         try:
             scores = soft_scores(map(str, row["answers"]))
             return int(row["question_id"]), (text_of(row, "answer_type"), scores)
-        except (KeyError, TypeError, ValueError):
+        except BAD_ROW:
             return None
 
     found = {}

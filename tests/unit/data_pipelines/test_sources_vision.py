@@ -510,12 +510,15 @@ def test_refcoco_counts_bad_items(tmp_path: Path) -> None:
     def objects(content: Any) -> None:
         one = content["annotations"][0]
         content["annotations"] += [{**one, "id": 4, "bbox": [9, 9, 9, 9]}, {"id": 5}]
+        content["images"].append({"id": 6, "width": None})
 
     edit_json(folder / "refs(unc).json", refs)
     edit_json(folder / "instances.json", objects)
     report = refcoco.convert(folder, tmp_path / "out")
     assert report.skipped == {
-        "entry is no object": Skipped(1, ("instances.json annotations[4]",)),
+        "entry of instances lacks a part": Skipped(
+            2, ("instances.json images[2]", "instances.json annotations[4]")
+        ),
         "object is not in instances.json": Skipped(2, ("refs(unc).json[3]",)),
         "entry lacks object, image, split or sentences": Skipped(
             2, ("refs(unc).json[4]", "refs(unc).json[5]")
