@@ -344,4 +344,4 @@ def plain_name(name: str) -> str:
         name = stem
     if match := _PREFIX.match(name):
         name = name[match.end() :]
-    return str(int(name)) if name.isascii() and name.isdecimal() else name
+    return (name.lstrip("0") or "0") if name.isascii() and name.isdecimal() else name
