@@ -101,7 +101,7 @@ def _check_sample(shard: Shard, number: int, modalities: Mapping[str, Modality] 
                 data.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise BadSample("not UTF-8", f"{name}: {error}") from None
-        elif name in PICTURES:
+        elif name.rpartition(".")[2] in PICTURES:  # also 0.jpg, 1.jpg
             decode_image(data, name, 100_000_000)
         elif name in SOUNDS:
             decode_sound(data, name, 16_000, 3600)

@@ -246,7 +246,10 @@ class Questions(Reader):
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(Reader):
-    """Each premise with its hypothesis is an example; both in one language, drawn if several."""
+    """Each premise with its hypothesis is an example; both in one language, drawn if several.
+
+    A pair without premise has the sample's image for it: the hypothesis is the text.
+    """
 
     kind: ClassVar[str] = "pairs"
     languages: tuple[str, ...] = ()
@@ -264,25 +267,26 @@ class Pairs(Reader):
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
-        """``text`` is premise and hypothesis; labels ``label`` and ``language``."""
+        """``text`` is premise (if there is one) and hypothesis; labels ``label``, ``language``."""
         pairs = _field(sample_json(members), "pairs")
         if self.all_languages:
             item, number = divmod(item, len(self.languages))
             found = [self.languages[number]]
-            if found[0] not in pairs[item]["premise"]:
+            if found[0] not in _field(pairs[item], "hypothesis"):
                 raise BadSample("missing language", f"pair {item} is not given in {found[0]}")
         else:
-            found = _choose(_field(pairs[item], "premise"), self.languages, "pairs.premise")
+            found = _choose(_field(pairs[item], "hypothesis"), self.languages, "pairs.hypothesis")
         language = found[int(rng.integers(len(found)))]
+        sides = ("premise", "hypothesis") if "premise" in pairs[item] else ("hypothesis",)
         passages = tuple(
             Passage(language, _text(_field(pairs[item], side).get(language), f"pairs.{side}"))
-            for side in ("premise", "hypothesis")
+            for side in sides
         )
         labels = {
             "label": _field(pairs[item], "label"),
             "language": language,
-            "premise": passages[0].text,
-            "hypothesis": passages[1].text,
+            "premise": passages[0].text if len(passages) > 1 else "",
+            "hypothesis": passages[-1].text,
         }
         return {**members, "text": passages}, labels
 

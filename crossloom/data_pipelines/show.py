@@ -77,7 +77,11 @@ def _sample(shard: Shard, number: int) -> dict[str, Any]:
         answers = ", ".join(a["text"] for a in span["answers"][language])
         questions.append((span["text"][language], answers))
     pairs = [
-        (next(iter(p["premise"].values())), next(iter(p["hypothesis"].values())), p["label"])
+        (
+            next(iter(p.get("premise", {}).values()), ""),
+            next(iter(p["hypothesis"].values())),
+            p["label"],
+        )
         for p in content.get("pairs") or ()
     ]
     return {

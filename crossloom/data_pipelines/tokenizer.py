@@ -16,12 +16,14 @@ from crossloom.units import keyed_rng
 
 
 def texts_of(content: Any, language: str = "") -> Iterator[tuple[str, str]]:
-    """All (language, text) of a sample's json, its questions, pairs and spans."""
+    """All (language, text) of a sample's json: texts, questions, pairs, spans, expressions."""
     for name in ("texts", "statements", "text", "premise", "hypothesis"):
         for code, value in (content.get(name) or {}).items():
             for text in value if isinstance(value, list) else [value]:
                 yield code, text
-    for name in ("questions", "pairs", "spans"):
+    # where there are texts they hold the referring expressions already
+    refers = () if content.get("texts") else ("refers",)
+    for name in ("questions", "pairs", "spans", *refers):
         for item in content.get(name) or ():
             yield from texts_of(item)
 

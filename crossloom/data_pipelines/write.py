@@ -49,6 +49,10 @@ class WriteError(OSError):
         return str(self.strerror)
 
 
+class TextError(ShardError):
+    """Text of a sample that is not valid Unicode, or numbers that JSON does not have."""
+
+
 def sanitise(name: str) -> str:
     """A valid key for any name: letters, digits, ``-`` and ``_`` of ASCII, at most 64 of them.
 
@@ -409,7 +413,7 @@ def _encode(sample: str, extension: str, value: Member) -> bytes:
             value = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         return value.encode("utf-8")
     except (UnicodeEncodeError, ValueError, TypeError) as error:
-        raise ShardError(f"{sample}: {extension} cannot be written: {error}") from None
+        raise TextError(f"{sample}: {extension} cannot be written: {error}") from None
 
 
 @contextmanager

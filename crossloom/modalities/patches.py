@@ -25,7 +25,7 @@ from crossloom.batch import Stream
 from crossloom.modalities.modality import Embedder, Modality, Target
 from crossloom.units import Array, BadSample, Sample, Units, make_units
 
-#: Members looked for when ``field`` is ``"image"``.
+#: Members looked for when ``field`` is ``"image"``, or with ``0.`` before them when it is ``"0"``.
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 #: Channel statistics of CLIP's towers (``open_clip/constants.py``), for ``mean``, ``deviation``.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -73,7 +73,8 @@ class Patches(Modality):
 
     kind: ClassVar[str] = "patches"
     field: str = "image"
-    """A member, or ``"image"`` for whichever of jpg, jpeg, png, webp there is."""
+    """A member, or ``"image"`` for whichever of jpg, jpeg, png, webp there is; of samples with
+    several pictures ``"0"`` for whichever of 0.jpg, 0.jpeg …, ``"1"`` for the next."""
     size: int = 224
     """Side of the picture in pixels, after cropping and resizing."""
     patch: int = 16
@@ -133,7 +134,9 @@ class Patches(Modality):
         )
 
     def _member(self, sample: Sample) -> tuple[bytes, str]:
-        names = EXTENSIONS if self.field == "image" else (self.field,)
+        names: tuple[str, ...] = EXTENSIONS if self.field == "image" else (self.field,)
+        if self.field.isdecimal():
+            names = tuple(f"{self.field}.{extension}" for extension in EXTENSIONS)
         for name in names:
             if name in sample:
                 return sample[name], name

@@ -37,10 +37,12 @@ from crossloom.data_pipelines.sources.common import (
     SourceError,
     check_shares,
     need_folder,
-    read_lines,
 )
 from crossloom.data_pipelines.sources.documents import LONGEST, Documents
 from crossloom.data_pipelines.sources.languages import locale_code
+from crossloom.data_pipelines.sources.lines import (
+    read_lines,
+)
 from crossloom.data_pipelines.write import SHARD_SIZE
 
 _FILE = re.compile(r"(?P<language>[a-z]{2,3}([-_][A-Za-z]+)*)\.txt(\.(xz|gz|bz2))?")

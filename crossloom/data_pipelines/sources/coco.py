@@ -14,11 +14,8 @@ the name of their class, and all questions on it. ``val`` becomes split ``dev``.
 their image: those of VQA v2, published for the 2014 division, are found by the image's number
 whatever division the images come in, so no image is in two splits.
 
-Scores of VQA v2 answers are the official ones: an answer that ``c`` of the ten people gave scores
-``min(n / 3, 1)`` averaged over the ten choices of nine people, ``n`` of whom gave it: 0, 0.3, 0.6,
-0.9 and 1 for ``c`` of 0, 1, 2, 3 and more. Before counting, punctuation is treated as the
-official evaluation treats it where people disagree, and letters are made small. The answers of
-COCO-QA score 1.
+Scores of VQA v2 answers are the official ones, see
+:mod:`~crossloom.data_pipelines.sources.answers`. The answers of COCO-QA score 1.
 
 ``answers.txt`` is written when there are questions: the best answers of training questions, most
 frequent first, of those best in at least ``min_answers`` questions (published work on VQA v2 often
@@ -33,12 +30,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossloom.data_pipelines.sources.answers import best_answers
 from crossloom.data_pipelines.sources.common import (
+    BAD_ROW,
     Conversion,
     Progress,
     Report,
@@ -46,21 +45,19 @@ from crossloom.data_pipelines.sources.common import (
     answer_list,
     first_file,
     need_folder,
-    parallel_lines,
     read_image,
     read_json,
 )
+from crossloom.data_pipelines.sources.lines import (
+    parallel_lines,
+)
+from crossloom.data_pipelines.sources.pictures import cut_box
+from crossloom.data_pipelines.sources.vqa import Questions, find_divisions, read_division
 from crossloom.data_pipelines.write import SHARD_SIZE
 
 _CAPTIONS = re.compile(r"captions_(?P<split>[a-z]+)(?P<year>\d*)\.json")
 _SPLITS = {"val": "dev"}
 _COCOQA = {"0": "object", "1": "number", "2": "colour", "3": "location"}
-
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-_COMMA = re.compile(r"\d,\d")
-_PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")
-
-Questions = dict[int, list[dict[str, Any]]]  #: by number of the image
 
 
 @dataclass(frozen=True)
@@ -103,8 +100,9 @@ def convert(
     to = Conversion("coco", out, shard_size=shard_size, overwrite=overwrite, progress=progress)
     with to:
         questions = _cocoqa(folder, to)
-        for image, asked in _vqa(folder, to).items():
-            questions.setdefault(image, []).extend(asked)
+        for published in find_divisions(folder):
+            for image, asked in read_division(published, to).items():
+                questions.setdefault(image, []).extend(asked)
         any_questions = bool(questions)
         best: Counter[str] = Counter()
         to.total = 0
@@ -113,8 +111,7 @@ def convert(
         for image, asked in sorted(questions.items()):
             to.skip("question on an image that is not there", f"image {image}", len(asked))
         if any_questions:
-            kept = [a for a, n in sorted(best.items(), key=lambda x: (-x[1], x[0]))]
-            to.add_file("answers.txt", answer_list([a for a in kept if best[a] >= min_answers]))
+            to.add_file("answers.txt", answer_list(best_answers(best, min_answers)))
     return to.report
 
 
@@ -162,7 +159,7 @@ def _division(to: Conversion, division: Division, questions: Questions, best: Co
                 to.skip("empty caption", f"caption {row.get('id')}")
         files = {number: str(row["file_name"]) for number, row in images.items()}
         sizes = {n: (float(r["width"]), float(r["height"])) for n, r in images.items()}
-    except (KeyError, TypeError, ValueError) as error:
+    except BAD_ROW as error:
         raise SourceError(f"{division.captions}: not {holds} ({error!r})") from None
     boxes = _boxes(to, division.instances, sizes) if division.instances else {}
     to.total = (to.total or 0) + len(images)
@@ -201,10 +198,10 @@ def _boxes(
                 to.skip("box in an image without captions", name)
             elif row.get("iscrowd"):
                 to.skip("box of a crowd", name)
-            elif box := _box(to, (x, y, x + w, y + h), sizes[image], name):
+            elif box := cut_box(to, (x, y, x + w, y + h), sizes[image], name):
                 entry = {"label": labels[row["category_id"]], "box": box}
                 found.setdefault(image, []).append(entry)
-    except (KeyError, TypeError, ValueError) as error:
+    except BAD_ROW as error:
         raise SourceError(f"{path}: not {holds} ({error!r})") from None
     return found
 
@@ -214,95 +211,7 @@ def _without_outline(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _box(
-    to: Conversion, box: tuple[float, float, float, float], size: tuple[float, float], name: str
-) -> list[float] | None:
-    x1, y1, x2, y2 = box
-    width, height = size
-    if not (x1 >= -1 and y1 >= -1 and x2 <= width + 1 and y2 <= height + 1):  # NaN fails too
-        to.skip("box outside the image", name)
-        return None
-    cut = [max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)]
-    if cut[2] <= cut[0] or cut[3] <= cut[1]:
-        to.skip("empty box", name)
-        return None
-    return [round(value, 2) for value in cut]
-
-
 # --- questions ----------------------------------------------------------------------------------
-
-
-def _vqa(folder: Path, to: Conversion) -> Questions:
-    found: Questions = {}
-    places = [folder, folder / "vqa", folder / "annotations"]
-    for path in sorted(
-        p for d in places if d.is_dir() for p in d.glob("v2_OpenEnded_mscoco_*_questions.json")
-    ):
-        division = path.name.removeprefix("v2_OpenEnded_mscoco_").removesuffix("_questions.json")
-        beside = path.with_name(f"v2_mscoco_{division}_annotations.json")
-        if not beside.is_file():  # the test questions have none
-            rows = read_json(path, "VQA v2 questions")["questions"]
-            to.skip("question without answers", path.name, len(rows))
-            continue
-        answers = _vqa_answers(beside)
-        try:
-            for row in read_json(path, "VQA v2 questions")["questions"]:
-                number, text = int(row["question_id"]), " ".join(str(row["question"]).split())
-                kind, scores = answers.pop(number, ("", {}))
-                if not scores or not text:
-                    to.skip("question without answers", f"question {number}")
-                    continue
-                entry = {"id": f"vqa/{number}", "kind": kind, "text": {"en": text}}
-                found.setdefault(int(row["image_id"]), []).append({**entry, "answers": scores})
-        except (KeyError, TypeError, ValueError) as error:
-            raise SourceError(f"{path}: not VQA v2 questions ({error!r})") from None
-        for number in answers:
-            to.skip("answers to a question that is not there", f"question {number}")
-    return found
-
-
-def _vqa_answers(path: Path) -> dict[int, tuple[str, dict[str, float]]]:
-    """Kind and scores by question."""
-
-    def shrink(row: dict[str, Any]) -> Any:
-        if "question_id" not in row:
-            return row.get("answer") if "answer_id" in row else row
-        kind = str(row.get("answer_type", ""))
-        return int(row["question_id"]), (kind, soft_scores(map(str, row["answers"])))
-
-    try:
-        return dict(read_json(path, "VQA v2 annotations", shrink)["annotations"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise SourceError(f"{path}: not VQA v2 annotations ({error!r})") from None
-
-
-def soft_scores(answers: Iterable[str]) -> dict[str, float]:
-    """Official VQA scores of the answers of ten people, best first.
-
-    >>> soft_scores(["red"] * 4 + ["Red!"] * 3 + ["blue"] * 2 + ["teal"])
-    {'red': 1.0, 'blue': 0.6, 'teal': 0.3}
-    """
-    given = [" ".join(answer.split()).lower() for answer in answers]
-    if len(set(given)) > 1:
-        given = [_plain(answer) for answer in given]
-    people = len(given)
-    scores = {}
-    for answer, count in Counter(given).most_common():
-        without = min((count - 1) / 3, 1)  # the one left out had given it
-        having = min(count / 3, 1)
-        score = (count * without + (people - count) * having) / people
-        if answer and score > 0:
-            scores[answer] = round(score, 4)
-    return scores
-
-
-def _plain(text: str) -> str:
-    """Punctuation as the official evaluation (GT-Vision-Lab/VQA, vqaEval.py) removes it."""
-    plain = text
-    for mark in _PUNCTUATION:
-        beside_space = f"{mark} " in text or f" {mark}" in text
-        plain = plain.replace(mark, "" if beside_space or _COMMA.search(text) else " ")
-    return " ".join(_PERIOD.sub("", plain).split())
 
 
 def _cocoqa(folder: Path, to: Conversion) -> Questions:

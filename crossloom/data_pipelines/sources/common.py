@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import json
-import lzma
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal
 
 from crossloom.data_pipelines.write import (
     SHARD_SIZE,
     Member,
     ShardSet,
+    TextError,
     find_shards,
 )
 
 #: Called with the samples done and, when known, how many there will be.
 Progress = Callable[[int, int | None], None]
 
-#: A file of lines: plain, gzip, xz or bzip2 by its name, or a member of a zip.
-Lines = Path | zipfile.Path
+
+#: What reading a row of another form than expected raises.
+BAD_ROW = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
 
 REPORT = "report.json"
-_PACKED = {".gz": "gzip", ".xz": "xz", ".bz2": "bzip2"}
+#: Extensions of members that are sound.
+SOUNDS = ("flac", "wav", "ogg", "mp3")
 _NAMES = 5  # of the items skipped for one reason
 
 
@@ -52,8 +51,8 @@ class Report:
 
     source: str
     counts: Mapping[str, Mapping[str, int]]
-    """By split: ``samples``, ``images``, ``sounds``, and items of the json (``texts.en``,
-    ``questions``, ``pairs``, ``pairs.en``, ``boxes``, ``spans``)."""
+    """By split: ``samples``, members (``images``, ``sounds``, ``regions``), and items of the json
+    (``texts.en``, ``questions``, ``pairs``, ``pairs.en``, ``boxes``, ``spans``, ``refers``)."""
     skipped: Mapping[str, Skipped]
     """By reason."""
 
@@ -132,19 +131,24 @@ class Conversion:
         image: Image | None = None,
         *,
         sound: Sound | None = None,
+        others: Mapping[str, Member] | None = None,
         numbered: bool = False,
     ) -> None:
-        """Write one sample: the bytes of image and sound as they are, and the json.
+        """Write one sample: the bytes of image and sound as they are, other members, and the json.
 
-        ``numbered`` keys take no memory, see :meth:`ShardSet.write`.
+        A sample whose json is not valid Unicode is left out, and counted. ``numbered`` keys take no
+        memory, see :meth:`ShardSet.write`.
         """
         members: dict[str, Member] = {x.extension: x.data for x in (image, sound) if x}
-        members["json"] = content
-        self._set.write(split, key, members, numbered=numbered)
+        members |= others or {}
+        try:
+            self._set.write(split, key, {**members, "json": content}, numbered=numbered)
+        except TextError:
+            self.skip("text is not valid Unicode", f"{split}/{key}")
+            return
         counts = self._counts.setdefault(split, Counter())
         counts["samples"] += 1
-        counts["images"] += image is not None
-        counts["sounds"] += sound is not None
+        counts.update(map(_member_kind, members))
         counts.update(_item_counts(content))
         if self._progress:
             self._progress(sum(c["samples"] for c in self._counts.values()), self.total)
@@ -158,7 +162,8 @@ class Conversion:
         entry = self._skipped.setdefault(reason, [0, []])
         entry[0] += count
         if len(entry[1]) < _NAMES:
-            entry[1].append(name)
+            # a name may hold what cannot be written; the report must be
+            entry[1].append(name.encode("utf-8", "backslashreplace").decode("utf-8"))
 
     def add_file(self, name: str, text: str) -> None:
         """Put a text file beside the shards."""
@@ -209,10 +214,18 @@ def _samples_first(item: tuple[str, int]) -> tuple[bool, bool, bool, str]:
     return item[0] != "samples", item[0] != "images", item[0] != "sounds", item[0]
 
 
+def _member_kind(name: str) -> str:
+    """What a member counts as: ``images``, or what stands before the last dot (``regions``)."""
+    first, _, form = name.rpartition(".")
+    if form in SOUNDS:
+        return "sounds"
+    return "images" if form in ("jpg", "png") else first.rpartition(".")[2] or form
+
+
 def _item_counts(content: Mapping[str, Any]) -> Mapping[str, int]:
     counts = {k: len(v) for k, v in content.items() if isinstance(v, list)}
     counts |= {f"texts.{k}": len(v) for k, v in content.get("texts", {}).items()}
-    for language in (k for pair in content.get("pairs", ()) for k in pair["premise"]):
+    for language in (k for pair in content.get("pairs", ()) for k in pair["hypothesis"]):
         counts[f"pairs.{language}"] = counts.get(f"pairs.{language}", 0) + 1
     return counts
 
@@ -292,120 +305,23 @@ def need_folder(path: Path | None, source: str, holds: str) -> Path:
     return path
 
 
+def need_package(name: str, extra: str) -> Any:
+    """A module of an optional package.
+
+    Raises:
+        SourceError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        raise SourceError(
+            f"{name}: not installed; `pip install 'crossloom[{extra}]'` brings what this reads"
+        ) from None
+
+
 def first_file(candidates: Iterable[Path]) -> Path | None:
     """The first path that is there."""
     return next((p for p in candidates if p.exists()), None)
-
-
-def _open(path: Lines) -> BinaryIO:
-    if isinstance(path, zipfile.Path):
-        return cast(BinaryIO, path.open("rb"))
-    packed: Any = {".gz": gzip, ".xz": lzma, ".bz2": bz2}.get(path.suffix)
-    return cast(BinaryIO, packed.open(path, "rb")) if packed else open(path, "rb")
-
-
-def raw_lines(path: Lines) -> Iterator[bytes]:
-    r"""Lines of bytes, split at ``\n`` alone, without their ends.
-
-    Raises:
-        SourceError: the file cannot be read, or what is packed in it is not whole.
-    """
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file):
-                if number == 0:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                yield line.rstrip(b"\r\n")
-    except (gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-        form = _PACKED.get(Path(str(path)).suffix, "zip")
-        raise SourceError(f"{path}: not whole {form} data ({error}); download it again") from None
-    except OSError as error:
-        # bzip2 has no error of its own
-        raise SourceError(f"{path}: cannot be read ({error.strerror or error}); check it") from None
-
-
-def count_lines(path: Lines) -> int:
-    """Lines of a file, packed or not."""
-    return sum(1 for _ in raw_lines(path))
-
-
-def read_lines(path: Lines, to: Conversion) -> Iterator[tuple[int, str | None]]:
-    r"""Numbered lines (from 1) of a UTF-8 file, packed or not, split at ``\n`` alone.
-
-    A line that is not UTF-8 comes as None, and is counted as skipped.
-    """
-    for number, line in enumerate(raw_lines(path), start=1):
-        try:
-            yield number, line.decode("utf-8")
-        except UnicodeDecodeError:
-            to.skip("not UTF-8", f"{path.name}:{number}")
-            yield number, None
-
-
-def parallel_lines(
-    files: Mapping[str, Lines], to: Conversion, *, checked: bool = False
-) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """Line i of every file, by name; lines that cannot be read as text are None.
-
-    ``checked``: :func:`check_line_counts` has been called with them.
-
-    Raises:
-        SourceError: the files differ in their number of lines; all counts are named.
-    """
-    if not checked:
-        check_line_counts(files.values())
-    readers = {name: read_lines(path, to) for name, path in files.items()}
-    for rows in zip(*readers.values(), strict=True):
-        yield rows[0][0], {name: row[1] for name, row in zip(readers, rows, strict=True)}
-
-
-def check_line_counts(paths: Iterable[Lines]) -> int:
-    """The number of lines that all files have.
-
-    Raises:
-        SourceError: they differ.
-    """
-    counts = {path: count_lines(path) for path in paths}
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{path} has {n} lines" for path, n in counts.items())
-        raise SourceError(
-            f"{told}: line i of one must translate line i of the other; download both again"
-        )
-    return next(iter(counts.values()), 0)
-
-
-def write_parallel(
-    to: Conversion,
-    split: str,
-    key: str,
-    texts: Mapping[str, str | None],
-    names: Mapping[str, str],
-    label: str | None = None,
-    *,
-    numbered: bool = False,
-) -> None:
-    """Write one sentence in several languages, or count why not.
-
-    Args:
-        to: the conversion.
-        split: of the sample.
-        key: of the sample.
-        texts: by language; None where the line was not text (counted already).
-        names: where each text stands, for the report.
-        label: the sample's id, its split and key by default.
-        numbered: see :meth:`ShardSet.write`.
-    """
-    found = {}
-    for language, text in texts.items():
-        if text is not None and not text.strip():
-            to.skip("empty line", names[language])
-        elif text is not None:
-            found[language] = [text.strip()]
-    if len(found) < 2:
-        to.skip("sentence in fewer than two languages", f"{split}/{key}")
-        return
-    content = {"id": label or f"{split}/{key}", "parallel": True, "texts": found}
-    to.write(split, key, content, numbered=numbered)
 
 
 def read_json(path: Path, expected: str, hook: Callable[[Any], Any] | None = None) -> Any:
@@ -466,12 +382,17 @@ def read_image(path: Path, to: Conversion, name: str, count: int = 1) -> Image |
     if not path.is_file():
         to.skip("image missing", name, count)
         return None
-    image = as_image(path.read_bytes())
+    return to_image(path.read_bytes(), to, name, count)
+
+
+def to_image(data: bytes, to: Conversion, name: str, count: int = 1) -> Image | None:
+    """An image of its bytes; None, and counted, when they are neither JPEG nor PNG."""
+    image = as_image(data)
     if image is None:
         to.skip("image is neither JPEG nor PNG", name, count)
     return image
 
 
 def answer_list(answers: Sequence[str]) -> str:
-    """The text of ``answers.txt``: one answer a line."""
-    return "".join(f"{answer}\n" for answer in answers)
+    """The text of ``answers.txt``: one answer a line; those that are not valid Unicode go."""
+    return "".join(f"{answer}\n" for answer in answers).encode("utf-8", "ignore").decode("utf-8")

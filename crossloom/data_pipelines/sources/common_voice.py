@@ -30,11 +30,13 @@ from crossloom.data_pipelines.sources.common import (
     Progress,
     Report,
     SourceError,
-    count_lines,
     first_file,
     need_folder,
 )
 from crossloom.data_pipelines.sources.languages import locale_code
+from crossloom.data_pipelines.sources.lines import (
+    count_lines,
+)
 from crossloom.data_pipelines.sources.sounds import SUFFIXES, read_sound
 from crossloom.data_pipelines.sources.tsv import read_tsv
 from crossloom.data_pipelines.write import SHARD_SIZE, sanitise

@@ -30,8 +30,10 @@ from crossloom.data_pipelines.sources.common import (
     need_folder,
     read_image,
     read_json,
-    read_lines,
     stable_fraction,
+)
+from crossloom.data_pipelines.sources.lines import (
+    read_lines,
 )
 from crossloom.data_pipelines.write import SHARD_SIZE
 

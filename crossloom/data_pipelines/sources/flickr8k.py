@@ -12,7 +12,8 @@ Reads one caption file, whichever is there, and the images beside it::
 
 Each image becomes a sample with all its captions by language; captions of several languages are
 independent, not translations of one another. Splits follow the official lists when they are there
-(images in none of them are skipped, and counted), else a hash of the image's name.
+(images in none of them are skipped, and counted), else a hash of the image's name. Flickr30k with
+the division that published work uses is the source ``flickr30k``.
 
 Skipped, and counted: captions of images that are missing or neither JPEG nor PNG, images without
 caption, lines that are not UTF-8 or lack a part, empty captions.
@@ -34,10 +35,12 @@ from crossloom.data_pipelines.sources.common import (
     first_file,
     need_folder,
     read_image,
-    read_lines,
     stable_fraction,
 )
 from crossloom.data_pipelines.sources.languages import language_code
+from crossloom.data_pipelines.sources.lines import (
+    read_lines,
+)
 from crossloom.data_pipelines.write import SHARD_SIZE, sanitise
 
 _IMAGES = (
@@ -48,14 +51,14 @@ _IMAGES = (
     "flickr30k_images",
     "flickr30k-images",
 )
-_CAPTIONS = (
+CAPTION_FILES = (
     "captions.txt",
     "Flickr8k.token.txt",
     "results_20130124.token",
     "results.csv",
     "flickr30k_images/results.csv",
 )
-_TRANSLATED = re.compile(r"captions_(?P<language>[a-z]{2,3})\.tsv")
+TRANSLATED = re.compile(r"captions_(?P<language>[a-z]{2,3})\.tsv")
 
 Captions = dict[str, dict[str, list[str]]]  #: by image and language
 Row = tuple[str, str]  #: image and caption
@@ -90,16 +93,16 @@ def convert(
     images = first_file([folder / name for name in _IMAGES])
     if images is None:
         raise SourceError(f"{folder / 'images'}: no such folder; the photographs belong there")
-    captions = first_file([folder / name for name in _CAPTIONS])
+    captions = first_file([folder / name for name in CAPTION_FILES])
     if captions is None:
-        raise SourceError(f"{folder}: no captions in it; looked for {', '.join(_CAPTIONS)}")
+        raise SourceError(f"{folder}: no captions in it; looked for {', '.join(CAPTION_FILES)}")
     to = Conversion("flickr8k", out, shard_size=shard_size, overwrite=overwrite, progress=progress)
     with to:
         texts: Captions = {}
-        _collect(to, captions, "en", texts)
+        collect_captions(to, captions, "en", texts)
         for path in sorted(folder.iterdir()):
-            if match := _TRANSLATED.fullmatch(path.name):
-                _collect(to, path, language_code(match["language"]), texts)
+            if match := TRANSLATED.fullmatch(path.name):
+                collect_captions(to, path, language_code(match["language"]), texts)
         official = _official(folder, to)
         to.total = len(texts)
         for name, languages in texts.items():
@@ -135,7 +138,12 @@ def _official(folder: Path, to: Conversion) -> dict[str, str]:
     return found
 
 
-def _collect(to: Conversion, path: Path, language: str, texts: Captions) -> None:
+def collect_captions(to: Conversion, path: Path, language: str, texts: Captions) -> None:
+    """Add the captions of a file, in any of the forms above, to ``texts``.
+
+    Raises:
+        SourceError: its first line is of none of them.
+    """
     rows = read_lines(path, to)
     number, first = next(rows, (0, None))
     if first is None:

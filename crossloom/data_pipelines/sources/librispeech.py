@@ -31,8 +31,10 @@ from crossloom.data_pipelines.sources.common import (
     Progress,
     Report,
     SourceError,
-    count_lines,
     need_folder,
+)
+from crossloom.data_pipelines.sources.lines import (
+    count_lines,
     read_lines,
 )
 from crossloom.data_pipelines.sources.sounds import read_sound

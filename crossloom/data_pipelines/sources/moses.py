@@ -13,14 +13,16 @@ from pathlib import Path
 
 from crossloom.data_pipelines.sources.common import (
     Conversion,
-    Lines,
     SourceError,
-    check_line_counts,
     draw_split,
+)
+from crossloom.data_pipelines.sources.languages import locale_code
+from crossloom.data_pipelines.sources.lines import (
+    Lines,
+    check_line_counts,
     parallel_lines,
     write_parallel,
 )
-from crossloom.data_pipelines.sources.languages import locale_code
 from crossloom.data_pipelines.write import sanitise
 
 #: Both files of a pair, by their language in the file's name, in the order of the pair's name.

@@ -27,13 +27,15 @@ from crossloom.data_pipelines.sources.common import (
     Progress,
     Report,
     SourceError,
-    check_line_counts,
     need_folder,
+)
+from crossloom.data_pipelines.sources.languages import language_code
+from crossloom.data_pipelines.sources.lines import (
+    check_line_counts,
     parallel_lines,
     read_lines,
     write_parallel,
 )
-from crossloom.data_pipelines.sources.languages import language_code
 from crossloom.data_pipelines.write import SHARD_SIZE
 
 _FILE = re.compile(r"(?P<split>[A-Za-z0-9_]+)\.(?P<language>[a-z]{2,3})(\.gz)?")

@@ -28,12 +28,14 @@ from pathlib import Path
 
 from crossloom.data_pipelines.sources.common import (
     Conversion,
-    Lines,
     Progress,
     Report,
     SourceError,
     check_shares,
     need_folder,
+)
+from crossloom.data_pipelines.sources.lines import (
+    Lines,
 )
 from crossloom.data_pipelines.sources.moses import (
     count_pairs,

@@ -33,10 +33,12 @@ from crossloom.data_pipelines.sources.common import (
     Progress,
     Report,
     SourceError,
-    count_lines,
     need_folder,
 )
 from crossloom.data_pipelines.sources.languages import language_code
+from crossloom.data_pipelines.sources.lines import (
+    count_lines,
+)
 from crossloom.data_pipelines.sources.tsv import read_tsv
 from crossloom.data_pipelines.write import SHARD_SIZE
 

@@ -9,7 +9,13 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from crossloom.data_pipelines.sources.common import Conversion, SourceError, read_lines
+from crossloom.data_pipelines.sources.common import (
+    Conversion,
+    SourceError,
+)
+from crossloom.data_pipelines.sources.lines import (
+    read_lines,
+)
 
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 

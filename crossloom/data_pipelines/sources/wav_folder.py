@@ -31,6 +31,8 @@ from crossloom.data_pipelines.sources.common import (
     check_shares,
     draw_split,
     need_folder,
+)
+from crossloom.data_pipelines.sources.lines import (
     read_lines,
 )
 from crossloom.data_pipelines.sources.sounds import SUFFIXES, read_sound

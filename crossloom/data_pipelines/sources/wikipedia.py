@@ -49,10 +49,12 @@ from crossloom.data_pipelines.sources.common import (
     SourceError,
     check_shares,
     need_folder,
-    read_lines,
 )
 from crossloom.data_pipelines.sources.documents import LONGEST, Documents
 from crossloom.data_pipelines.sources.languages import chosen_language, locale_code
+from crossloom.data_pipelines.sources.lines import (
+    read_lines,
+)
 from crossloom.data_pipelines.write import SHARD_SIZE
 
 _PART = re.compile(r"[A-Z]{2}")

@@ -47,13 +47,15 @@ from crossloom.data_pipelines.sources.common import (
     Progress,
     Report,
     SourceError,
+    need_folder,
+)
+from crossloom.data_pipelines.sources.languages import language_code
+from crossloom.data_pipelines.sources.lines import (
     check_line_counts,
     count_lines,
-    need_folder,
     parallel_lines,
     read_lines,
 )
-from crossloom.data_pipelines.sources.languages import language_code
 from crossloom.data_pipelines.write import SHARD_SIZE, sanitise
 
 LABELS = ("entailment", "neutral", "contradiction")

@@ -111,6 +111,16 @@ def test_questions_and_pairs_are_examples_of_their_own():
     assert texts == [["p", "h"], ["P", "H"]]
 
 
+def test_a_pair_without_premise_reads_the_hypothesis_alone():
+    pair = {"label": "true", "hypothesis": {"en": "h", "de": "H"}}
+    members = {"json": json.dumps({"pairs": [pair]}).encode(), "0.jpg": b"x"}
+    sample, labels = Pairs(languages=("de",)).read(members, 0, keyed_rng("x"))
+    assert [(p.language, p.text) for p in sample["text"]] == [("de", "H")]
+    assert labels == {"label": "true", "language": "de", "premise": "", "hypothesis": "H"}
+    each = Pairs(languages=("en", "de"), all_languages=True)
+    assert each.read(members, 1, keyed_rng("x"))[1]["hypothesis"] == "H"
+
+
 @pytest.mark.parametrize(
     ("reader", "members", "kind"),
     [

@@ -13,6 +13,7 @@ from typing import Any
 
 import fixtures_sources as make
 import fixtures_text_sources as text
+import fixtures_vision_sources as vision
 import pytest
 from PIL import Image
 
@@ -41,9 +42,27 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "librispeech": ("librispeech", text.librispeech),
     "common-voice": ("common_voice", text.common_voice),
     "wav-folder": ("wav_folder", text.wav_folder),
+    "vqa": ("vqa", vision.vqa2),
+    "flickr30k": ("flickr30k", vision.flickr30k),
+    "visual-genome": ("visual_genome", vision.visual_genome),
+    "gqa": ("gqa", vision.gqa),
+    "snli-ve": ("snli_ve", vision.snli_ve),
+    "xvnli": ("xvnli", vision.xvnli),
+    "nlvr2": ("nlvr2", vision.nlvr2),
+    "refcoco": ("refcoco", vision.refcoco),
+    "conceptual-captions": ("conceptual_captions", vision.img2dataset),
+    "conceptual-captions-files": (
+        "conceptual_captions",
+        lambda root: vision.img2dataset(root, "files"),
+    ),
+    "butd": ("butd", vision.butd),
+    "xtd": ("xtd", vision.xtd),
+    "xgqa": ("xgqa", vision.xgqa),
 }
-FIELDS = {"id", "parallel", "texts", "questions", "pairs", "boxes", "spans", "label", "speaker"}
+FIELDS = {"id", "parallel", "texts", "questions", "pairs", "boxes", "refers", "spans", "label"}
+FIELDS |= {"speaker"}
 LABELS = {"entailment", "neutral", "contradiction", "paraphrase", "other"}
+PICTURES = {"jpg", "png", "0.jpg", "1.jpg", "0.png", "1.png"}
 
 
 def convert(name: str, *args: Any, **options: Any) -> Report:
@@ -74,8 +93,8 @@ def test_samples_have_the_common_form(source: tuple[str, Path], tmp_path: Path) 
         assert sum(len(s.entries) for s in shards) == count
         for key, members in make.samples(tmp_path / "out", split).items():
             assert "." not in key
-            assert set(members) <= {"json", "jpg", "png", "flac", "wav", "mp3"}
-            for extension in set(members) & {"jpg", "png"}:
+            assert set(members) <= {"json", "regions.npz", "flac", "wav", "mp3"} | PICTURES
+            for extension in set(members) & PICTURES:
                 Image.open(io.BytesIO(members[extension])).load()
             content = members["json"]
             assert set(content) <= FIELDS
@@ -89,8 +108,17 @@ def test_samples_have_the_common_form(source: tuple[str, Path], tmp_path: Path) 
                 assert set(question) <= {"id", "kind", "text", "answers"}
                 assert all(0 < score <= 1 for score in question["answers"].values())
             for pair in content.get("pairs", ()):
-                assert pair["label"] in LABELS
-                assert set(pair["premise"]) == set(pair["hypothesis"])
+                truth = ("true", "false") if name == "nlvr2" else LABELS
+                assert pair["label"] in truth
+                assert set(pair.get("premise", pair["hypothesis"])) == set(pair["hypothesis"])
+                assert all(pair["hypothesis"].values())
+            for refer in content.get("refers", ()):
+                assert set(refer) == {"id", "text", "box"}
+                assert all(refer["text"].values())
+            for entry in (*content.get("refers", ()), *content.get("boxes", ())):
+                x1, y1, x2, y2 = entry["box"]
+                assert 0 <= x1 < x2 <= 8
+                assert 0 <= y1 < y2 <= 8
             for span in content.get("spans", ()):
                 assert set(span["text"]) == set(span["answers"]) <= set(texts)
                 for language, answers in span["answers"].items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -258,22 +257,6 @@ def test_coco_answers_have_to_be_frequent(tmp_path: Path) -> None:
     make.vqa(folder / "vqa", "train2014", answers)
     coco.convert(folder, tmp_path / "out", min_answers=2)
     assert (tmp_path / "out" / "answers.txt").read_text() == "b\na\n"
-
-
-@pytest.mark.parametrize(
-    ("count", "score"), [(1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0), (10, 1.0)]
-)
-def test_soft_scores_are_averages_over_nine_of_ten(count: int, score: float) -> None:
-    answers = ["a"] * count + [f"x{n}" for n in range(10 - count)]
-    assert coco.soft_scores(answers)["a"] == pytest.approx(score)
-    nines = [min(nine.count("a") / 3, 1) for nine in combinations(answers, 9)]
-    assert sum(nines) / 10 == pytest.approx(score)
-
-
-def test_soft_scores_treat_punctuation_like_the_official_evaluation() -> None:
-    scores = coco.soft_scores(["T-shirt"] * 3 + ["t shirt"] * 2 + ["St. Paul."] * 4 + ["1,000"])
-    assert scores == {"t shirt": 1.0, "st paul": 1.0, "1000": 0.3}
-    assert coco.soft_scores(["T-shirt"] * 10) == {"t-shirt": 1.0}  # nobody disagrees
 
 
 # --- flickr8k -----------------------------------------------------------------------------------

@@ -144,6 +144,16 @@ def test_no_picture_at_all():
         replace(SPEC, field="png").decode({"jpg": picture("JPEG")}, RNG)
 
 
+def test_one_of_several_pictures():
+    members = {"0.jpg": picture("JPEG"), "1.png": picture()}
+    alone = SPEC.decode({"png": picture()}, RNG)
+    found = replace(SPEC, field="1").decode(members, RNG)
+    assert (found.content["pixels"] == alone.content["pixels"]).all()
+    assert len(replace(SPEC, field="0").decode(members, RNG)) == len(alone)
+    with pytest.raises(BadSample, match=r"no picture \(2\.jpg, .*; the sample has 0\.jpg, 1\.png"):
+        replace(SPEC, field="2").decode(members, RNG)
+
+
 def test_units_of_a_picture_by_hand():
     """Left half black, right half white with one red corner."""
     pixels = np.zeros((16, 16, 3), np.uint8)

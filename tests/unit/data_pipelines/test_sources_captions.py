@@ -1,0 +1,258 @@
+"""Sources of captions and expressions on photographs: what they write and leave out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fixtures_sources as make
+import fixtures_vision_sources as vision
+import pytest
+
+from crossloom.data_pipelines.sources import (
+    Skipped,
+    SourceError,
+    conceptual_captions,
+    flickr30k,
+    refcoco,
+    xtd,
+)
+
+
+def edit_json(path: Path, change: Any) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    make.put_json(path, content)
+
+
+def add_lines(path: Path, *lines: Any) -> None:
+    rows = [x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines]
+    path.write_bytes(path.read_bytes() + b"".join(row + b"\n" for row in rows))
+
+
+# --- flickr30k ----------------------------------------------------------------------------------
+
+
+def test_flickr30k(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    folder = vision.flickr30k(tmp_path / "in")
+    make.put(folder / "captions_de.tsv", "image\tn\tcaption\n10002456.jpg\t1\tEin Mann\n")
+    report = flickr30k.convert(folder, out)
+    assert report.samples == {"train": 2, "test": 1, "dev": 1}
+    assert not report.skipped
+    train = make.samples(out, "train")
+    assert list(train) == ["1000092795", "10002456"]
+    assert train["10002456"]["jpg"] == (folder / "flickr30k_images/10002456.jpg").read_bytes()
+    assert train["10002456"]["json"] == {
+        "id": "10002456.jpg",
+        "texts": {"en": [f"A man , {i} ." for i in range(5)], "de": ["Ein Mann"]},
+    }
+    assert list(make.samples(out, "dev")) == ["1009434119"]
+
+
+def test_flickr30k_without_caption_file(tmp_path: Path) -> None:
+    folder = vision.flickr30k(tmp_path / "in", captions=False)
+    flickr30k.convert(folder, tmp_path / "out")
+    (sample,) = make.contents(tmp_path / "out", "test")
+    assert sample["texts"]["en"] == [f"Raw {i} of 1007129816.jpg." for i in range(2)]
+
+
+def test_flickr30k_counts_bad_items(tmp_path: Path) -> None:
+    folder = vision.flickr30k(tmp_path / "in")
+    (folder / "flickr30k_images/10002456.jpg").unlink()
+
+    def change(content: Any) -> None:
+        content["images"] += [{"filename": "x.jpg"}, {"split": "train", "filename": "5.jpg"}, 3]
+
+    edit_json(folder / "dataset_flickr30k.json", change)
+    add_lines(folder / "results_20130124.token", b"77.jpg#0\tA cat .", b"no tab")
+    report = flickr30k.convert(folder, tmp_path / "out")
+    assert report.skipped == {
+        "entry lacks filename or split": Skipped(
+            2, ("dataset_flickr30k.json[4]", "dataset_flickr30k.json[6]")
+        ),
+        "line lacks image or caption": Skipped(1, ("results_20130124.token:22",)),
+        "image missing": Skipped(5, ("10002456.jpg",)),
+        "image without caption": Skipped(1, ("5.jpg",)),
+        "image not in dataset_flickr30k.json": Skipped(1, ("77.jpg",)),
+    }
+
+
+def test_flickr30k_errors(tmp_path: Path) -> None:
+    folder = vision.flickr30k(tmp_path / "in")
+    make.put(folder / "dataset_flickr30k.json", "[]")
+    with pytest.raises(SourceError, match=r"dataset_flickr30k.json: no list 'images'"):
+        flickr30k.convert(folder, tmp_path / "out")
+    (folder / "dataset_flickr30k.json").unlink()
+    with pytest.raises(SourceError, match=r"missing; it is in Karpathy's .* flickr8k converts"):
+        flickr30k.convert(folder, tmp_path / "out")
+
+
+# --- refcoco, xtd -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["p", "json"])
+def test_refcoco(tmp_path: Path, form: str) -> None:
+    out = tmp_path / "out"
+    folder = vision.refcoco(tmp_path / "in", form)
+    report = refcoco.convert(folder, out)
+    assert report.counts == {
+        "train": {"samples": 1, "images": 1, "boxes": 2, "refers": 3},
+        "testA": {"samples": 1, "images": 1, "boxes": 1, "refers": 1},
+    }
+    assert not report.skipped
+    sample = make.samples(out, "train")["000000581857"]
+    name = "images/train2014/COCO_train2014_000000581857.jpg"
+    assert sample["jpg"] == (folder / name).read_bytes()
+    assert sample["json"] == {
+        "id": "581857",
+        "refers": [
+            {"id": "10", "text": {"en": "The lady in blue"}, "box": [1.0, 2.0, 4.0, 6.0]},
+            {"id": "11", "text": {"en": "woman"}, "box": [1.0, 2.0, 4.0, 6.0]},
+            {"id": "20", "text": {"en": "girl on left"}, "box": [0.0, 0.0, 4.5, 8.0]},
+        ],
+        "boxes": [
+            {"label": "person", "box": [1.0, 2.0, 4.0, 6.0]},
+            {"label": "person", "box": [0.0, 0.0, 4.5, 8.0]},
+        ],
+    }
+
+
+def test_refcoco_counts_bad_items(tmp_path: Path) -> None:
+    folder = vision.refcoco(tmp_path / "in", "json")
+    (folder / "images/train2014/COCO_train2014_000000000009.jpg").unlink()
+
+    def refs(content: Any) -> None:
+        one = content[0]
+        content += [{**one, "ann_id": 77}, {**one, "split": "other"}, 5, {**one, "sentences": [{}]}]
+        content += [{**one, "ann_id": 4}]
+
+    def objects(content: Any) -> None:
+        one = content["annotations"][0]
+        content["annotations"] += [{**one, "id": 4, "bbox": [9, 9, 9, 9]}, {"id": 5}]
+        content["images"].append({"id": 6, "width": None})
+
+    edit_json(folder / "refs(unc).json", refs)
+    edit_json(folder / "instances.json", objects)
+    report = refcoco.convert(folder, tmp_path / "out")
+    assert report.skipped == {
+        "entry of instances lacks a part": Skipped(
+            2, ("instances.json images[2]", "instances.json annotations[4]")
+        ),
+        "object is not in instances.json": Skipped(2, ("refs(unc).json[3]",)),
+        "entry lacks object, image, split or sentences": Skipped(
+            2, ("refs(unc).json[4]", "refs(unc).json[5]")
+        ),
+        "empty expression": Skipped(1, ("refs(unc).json[6] sentence ",)),
+        "box outside the image": Skipped(1, ("object 4",)),
+        "image missing": Skipped(1, ("image 9",)),
+    }
+
+
+def test_refcoco_errors(tmp_path: Path) -> None:
+    folder = vision.refcoco(tmp_path / "in")
+    make.put_json(folder / "refs(google).json", vision.refcoco_refs())
+    with pytest.raises(SourceError, match=r"divided by google, unc; choose one with --set by=unc"):
+        refcoco.convert(folder, tmp_path / "out")
+    assert refcoco.convert(folder, tmp_path / "out", by="google").samples["train"] == 1
+    make.put(folder / "refs(unc).p", b"cos\nsystem\n(S'touch x'\ntR.")
+    with pytest.raises(SourceError, match=r"refs\(unc\).p: should hold .*it calls os.system"):
+        refcoco.convert(folder, tmp_path / "out", by="unc", overwrite=True)
+
+
+def test_xtd(tmp_path: Path) -> None:
+    folder = vision.xtd(tmp_path / "in")
+    report = xtd.convert(folder, tmp_path / "out")
+    assert report.counts == {
+        "test": {"samples": 2, "images": 2, "texts.en": 2, "texts.es": 2, "texts.ja": 2}
+    }
+    sample = make.samples(tmp_path / "out", "test")["000000061844"]
+    assert sample["json"] == {
+        "id": "61844",
+        "texts": {
+            "ja": ["jp caption 61844"],
+            "en": ["en caption 61844"],
+            "es": ["es caption 61844"],
+        },
+    }
+
+
+def test_xtd_counts_bad_items(tmp_path: Path) -> None:
+    folder = vision.xtd(tmp_path / "in")
+    names = folder / "XTD10/test_image_names.txt"
+    more = [b"other.jpg", b"COCO_val2014_000000000007.jpg", b"COCO_train2014_000000061844.jpg"]
+    add_lines(names, *more)
+    for path, lines in {
+        "XTD10/test_1kcaptions_es": [b"a", b"b", b"c"],
+        "XTD10/test_1kcaptions_en": [b"a", b"b", b"c"],
+        "STAIR/test_1kcaptions_jp": [b" ", b"\xff", b"c"],
+    }.items():
+        add_lines(folder / f"{path}.txt", *lines)
+    report = xtd.convert(folder, tmp_path / "out")
+    assert report.skipped == {
+        "empty line": Skipped(1, ("test_1kcaptions_jp.txt:3",)),
+        "name is no COCO image": Skipped(1, ("test_image_names.txt:3",)),
+        "not UTF-8": Skipped(1, ("test_1kcaptions_jp.txt:4",)),
+        "image missing": Skipped(2, ("COCO_val2014_000000000007.jpg",)),
+        "image given twice": Skipped(1, ("test_image_names.txt:5",)),
+    }
+    add_lines(names, b"one more")
+    with pytest.raises(SourceError, match=r"has 6 lines.*has 5 lines"):
+        xtd.convert(folder, tmp_path / "out", overwrite=True)
+
+
+# --- conceptual-captions ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["webdataset", "files"])
+def test_conceptual_captions(tmp_path: Path, form: str) -> None:
+    folder = vision.img2dataset(tmp_path / "in", form)
+    report = conceptual_captions.convert(folder, tmp_path / "out")
+    assert report.counts == {"train": {"samples": 4, "images": 4, "texts.en": 4}}
+    assert report.skipped == {
+        "not downloaded": Skipped(2, ("00000_stats.json", "00001_stats.json"))
+    }
+    samples = make.samples(tmp_path / "out", "train")
+    assert list(samples) == ["000000000", "000000002", "000010000", "000010002"]
+    assert samples["000010002"] == {
+        "jpg": make.picture(grey=12),
+        "json": {"id": "000010002", "texts": {"en": ["a cat 000010002"]}},
+    }
+
+
+def test_conceptual_captions_counts_bad_items(tmp_path: Path) -> None:
+    folder = vision.img2dataset(tmp_path / "in", "files")
+    (folder / "00000/000000000.txt").write_bytes(b"\xff")
+    (folder / "00000/000000002.jpg").write_bytes(b"RIFF1234WEBP")
+    (folder / "00001/000010000.txt").write_text(" \n")
+    (folder / "00001/000010002.txt").unlink()
+    make.put(folder / "00001/000010003.jpg", make.picture())
+    make.put(folder / "00001/000010004.txt", "A caption alone")
+    make.put(folder / "00001/000010005.txt", "A good one")
+    make.put(folder / "00001/000010005.png", make.picture("PNG"))
+    make.put(folder / "00001_stats.json", "{")
+    report = conceptual_captions.convert(folder, tmp_path / "out", split="dev", language="de")
+    assert report.skipped == {
+        "not downloaded": Skipped(1, ("00000_stats.json",)),
+        "not UTF-8": Skipped(1, ("000000000",)),
+        "image is neither JPEG nor PNG": Skipped(1, ("000000002",)),
+        "empty caption": Skipped(1, ("000010000",)),
+        "image without caption": Skipped(2, ("000010002", "000010003")),
+        "caption without image": Skipped(1, ("000010004",)),
+    }
+    assert make.contents(tmp_path / "out", "dev") == [
+        {"id": "000010005", "texts": {"de": ["A good one"]}}
+    ]
+
+
+def test_conceptual_captions_errors(tmp_path: Path) -> None:
+    path = make.put(tmp_path / "Train_GCC-training.tsv", "a cat\thttps://x/1\n")
+    with pytest.raises(SourceError, match=r"a list of links; .*img2dataset --url_list"):
+        conceptual_captions.convert(path, tmp_path / "out")
+    make.put(tmp_path / "in/00000.tar", b"no tar" * 500)
+    with pytest.raises(SourceError, match=r"00000.tar: not a readable tar"):
+        conceptual_captions.convert(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(SourceError, match=r"none: no tars and no numbered folders"):
+        conceptual_captions.convert(tmp_path / "none", tmp_path / "out")
