@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from crossloom.data_pipelines.collate import Example
+from crossloom.data_pipelines.layouts import misnamed
 from crossloom.data_pipelines.order import Order, Place
-from crossloom.data_pipelines.read import Reader
-from crossloom.data_pipelines.shards import Shard, ShardError
+from crossloom.data_pipelines.read import Labels, Reader
+from crossloom.data_pipelines.shards import Entry, Shard, ShardError
 from crossloom.modalities.modality import Modality
-from crossloom.units import BadSample, keyed_rng
+from crossloom.units import BadSample, Defect, Sample, keyed_rng
 
-Defect = tuple[str, str, str]  #: (example, kind, message)
+__all__ = ["Defect", "Source"]
 
 
 class Source:
     """Examples of one component, found by place."""
+
+    live = False  #: whether what comes cannot be read again
 
     def __init__(self, name: str, shards: tuple[Shard, ...], reader: Reader) -> None:
         """Count the examples of each shard.
@@ -27,15 +29,22 @@ class Source:
             ShardError: no sample gives the reader an example.
         """
         self.name, self.shards, self.reader = name, shards, reader
-        self.ends = [
-            np.cumsum([reader.items(e) for e in s.entries], dtype=np.int64) for s in shards
-        ]
+        self.ends = [np.cumsum([self._items(e) for e in s.entries], dtype=np.int64) for s in shards]
         self.counts = [int(e[-1]) if len(e) else 0 for e in self.ends]
         if sum(self.counts) == 0:
             raise ShardError(
-                f"{name}: {len(shards)} shards from {shards[0].path} hold no example for reader "
+                f"{name}: {len(shards)} shards from {shards[0].shown} hold no example for reader "
                 f"{reader.kind!r}; look at them with `crossloom shards show`"
             )
+
+    def _items(self, entry: Entry) -> int:
+        # a sample that cannot be used keeps a place, so that it is met and counted
+        return self.reader.items(entry) or int(entry.fault is not None)
+
+    @property
+    def defects(self) -> tuple[Defect, ...]:
+        """What is wrong with whole shards; with samples, it is found when they are read."""
+        return tuple(d for s in self.shards for d in s.defects)
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -51,8 +60,8 @@ class Source:
         """The example's key and its sample's, without touching data."""
         shard, sample, item = self.locate(place)
         entry = shard.entries[sample]
-        name = f"{Path(shard.path).stem}/{entry.key}"
-        return (f"{name}#{item}" if self.reader.items(entry) > 1 else name), name
+        name = f"{shard.name}/{entry.key}"
+        return (f"{name}#{item}" if self._items(entry) > 1 else name), name
 
     def example(
         self, place: Place, modalities: Mapping[str, Modality], streams: frozenset[str], seed: int
@@ -60,22 +69,12 @@ class Source:
         """Read and decode one example, or say what is wrong with it."""
         shard, number, item = self.locate(place)
         key, name = self.key(place)
+        members: Mapping[str, bytes] = {}
         try:
             members = shard.read(number)
-            sample, labels = self.reader.read(
-                members, item, keyed_rng(seed, place.epoch, key, "read")
-            )
-            units = {}
-            for stream, modality in modalities.items():
-                if stream in streams:
-                    units[stream] = modality.decode(
-                        sample, keyed_rng(seed, place.epoch, key, stream)
-                    )
-                    if len(units[stream]) == 0:
-                        raise BadSample("empty stream", f"{stream}: no units")
+            return make(self.reader, members, item, key, name, place, modalities, streams, seed)
         except BadSample as error:
-            return key, error.kind, f"{shard.path}: {shard.entries[number].key}: {error}"
-        return Example(key=key, sample=name, epoch=place.epoch, units=units, labels=labels)
+            return defect(shard, shard.entries[number].key, error, members)
 
     def order(self, seed: int, readers: int, window: int, examples: int) -> Order:
         """The order in which training meets the examples.
@@ -93,3 +92,55 @@ class Source:
             for shard, count in enumerate(self.counts)
             for example in range(count)
         ]
+
+
+def make(
+    reader: Reader,
+    members: Mapping[str, bytes],
+    item: int,
+    key: str,
+    name: str,
+    place: Place,
+    modalities: Mapping[str, Modality],
+    streams: frozenset[str],
+    seed: int,
+) -> Example:
+    """An example, named ``key``, of a sample, named ``name``.
+
+    Raises:
+        BadSample: it cannot be used.
+    """
+    sample, labels = visit(reader, members, item, keyed_rng(seed, place.epoch, key, "read"))
+    units = {}
+    for stream, modality in modalities.items():
+        if stream in streams:
+            units[stream] = modality.decode(sample, keyed_rng(seed, place.epoch, key, stream))
+            if len(units[stream]) == 0:
+                raise BadSample("empty stream", f"{stream}: no units")
+    return Example(key=key, sample=name, epoch=place.epoch, units=units, labels=labels)
+
+
+def visit(
+    reader: Reader, members: Mapping[str, bytes], item: int, rng: np.random.Generator
+) -> tuple[Sample, Labels]:
+    """What a reader makes of a sample.
+
+    Raises:
+        BadSample: it cannot use it; "wrong shape" when its json is built in another way.
+    """
+    try:
+        return reader.read(members, item, rng)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        # a json that anybody may have written, where an object stands for a list, or the like
+        raise BadSample(
+            "wrong shape",
+            f"json: not built as reader {reader.kind!r} expects ({type(error).__name__}: {error})",
+        ) from None
+
+
+def defect(shard: Shard, key: str, error: BadSample, members: Mapping[str, bytes]) -> Defect:
+    """What is wrong with a sample, for the lists; a wrong extension is named as such."""
+    wrong = misnamed(members) if error.kind == "undecodable" else ""
+    if wrong:
+        return Defect(shard.shown, key, "wrong extension", wrong)
+    return Defect(shard.shown, key, error.kind, str(error))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from crossloom.data_pipelines import live
 from crossloom.data_pipelines.collate import Collator
 from crossloom.data_pipelines.loader import Part, Stack
 from crossloom.data_pipelines.mixture import Mixture
@@ -17,7 +18,7 @@ from crossloom.data_pipelines.source import Source
 from crossloom.models.model import CrossloomModel
 from crossloom.training import checkpoint
 from crossloom.training.environment import seed_torch
-from crossloom.training.recipe import Recipe, RecipeError, from_yaml, to_yaml
+from crossloom.training.recipe import Component, Recipe, RecipeError, from_yaml, to_yaml
 
 RECIPE = "recipe.yaml"
 WEIGHTS = "model.safetensors"
@@ -31,12 +32,20 @@ def make_stack(recipe: Recipe) -> Stack:
     """
     parts = {}
     for name, component in recipe.mixture.items():
-        source = Source(name, open_shards(component.shards, recipe.data), component.reader)
+        source = _source(name, component, recipe.data)
         order = source.order(recipe.seed, recipe.readers, recipe.window, recipe.examples)
         parts[name] = Part(source=source, order=order, objectives=component.objectives)
     mixture = Mixture({n: c.weight for n, c in recipe.mixture.items()}, seed=recipe.seed)
     collator = Collator(recipe.modalities, recipe.objectives, recipe.seed)
     return Stack(parts, mixture, collator, recipe.examples)
+
+
+def _source(name: str, component: Component, root: str) -> Source:
+    if live.is_live(component.shards):
+        patterns = component.shards
+        commands = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        return live.LiveSource(name, commands, component.reader)
+    return Source(name, open_shards(component.shards, root), component.reader)
 
 
 def make_model(recipe: Recipe) -> CrossloomModel:
