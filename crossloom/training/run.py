@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from crossloom.data_pipelines import live
+from crossloom.data_pipelines.check import Use
 from crossloom.data_pipelines.collate import Collator
 from crossloom.data_pipelines.loader import Part, Stack
 from crossloom.data_pipelines.mixture import Mixture
@@ -38,6 +39,20 @@ def make_stack(recipe: Recipe) -> Stack:
     mixture = Mixture({n: c.weight for n, c in recipe.mixture.items()}, seed=recipe.seed)
     collator = Collator(recipe.modalities, recipe.objectives, recipe.seed)
     return Stack(parts, mixture, collator, recipe.examples)
+
+
+def uses(recipe: Recipe) -> list[Use]:
+    """What a recipe does with its shards, for :func:`crossloom.data_pipelines.check.check`.
+
+    Raises:
+        ShardError: shards are missing, unreadable or live.
+    """
+    out = []
+    for component in recipe.mixture.values():
+        streams = {s for o in component.objectives for s in recipe.objectives[o].view.streams}
+        modalities = {s: m for s, m in recipe.modalities.items() if s in streams}
+        out.append(Use(open_shards(component.shards, recipe.data), modalities, component.reader))
+    return out
 
 
 def _source(name: str, component: Component, root: str) -> Source:
