@@ -408,6 +408,9 @@ def _system(url: str, patience: Patience) -> tuple[Any, str]:
     if protocol == "s3":  # the pauses are ours; its own would multiply with them
         waits = {"connect_timeout": patience.stall / 2, "read_timeout": patience.stall}
         options = {"config_kwargs": {**waits, "retries": {"max_attempts": 0}}}
+        # file systems are kept by their options: another endpoint is another one
+        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+            options["endpoint_url"] = endpoint
     try:
         system, path = url_to_fs(url, **options)
     except ImportError as error:
@@ -418,6 +421,7 @@ def _system(url: str, patience: Patience) -> tuple[Any, str]:
         raise RemoteError(f"{shown(url)}: {error}") from None
     if hasattr(system, "retries"):
         system.retries = 1
+    system.invalidate_cache()  # what was listed earlier may have changed
     return system, path
 
 

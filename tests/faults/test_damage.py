@@ -208,7 +208,7 @@ def test_resume_after_skips_is_exact(run, tmp_path, step):
 
 
 def test_bad_samples_move_no_other(sets):
-    whole, bad, kinds = sets
+    whole, bad, _ = sets
     shards = "train-00000[0-2].tar"
     one, other = (make_stack(make_recipe(f, shards).located()) for f in (whole, bad))
     differ = 0
