@@ -236,8 +236,8 @@ def scan(file: Readable, size: int, checksums: bool = False) -> Scan:
     except DamagedTar as error:
         damage = (error.kind, str(error))
         cut = split_name(error.member)
-        if cut and current is not None and current.key == cut[0]:
-            samples.remove(current)  # the sample whose member is cut is part of the damage
+        if samples and current is samples[-1] and _partial(samples, cut[0] if cut else ""):
+            samples.pop()  # part of the damage
     if not samples and damage is None:
         damage = ("empty shard", "it holds no sample")
     for sample in samples:
@@ -246,6 +246,16 @@ def scan(file: Readable, size: int, checksums: bool = False) -> Scan:
             said = _at(file, sample.members["json"]) if "json" in sample.members else b"null"
             sample.items |= count_items(said, texts)
     return Scan(samples, damage)
+
+
+def _partial(samples: list[Sample], cut: str) -> bool:
+    """Whether the last sample before damage lacks members: by the key of the member that is cut.
+
+    Where that is not known, by comparison with the sample before.
+    """
+    if cut:
+        return samples[-1].key == cut
+    return len(samples) > 1 and set(samples[-1].members) != set(samples[-2].members)
 
 
 def _at(file: Readable, place: tuple[int, int]) -> bytes:

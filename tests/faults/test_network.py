@@ -4,14 +4,13 @@ import io
 import json
 import os
 import socket
-import sys
 import time
 from dataclasses import replace
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 import pytest
+from network import serving
 
 from crossloom.data_pipelines import cache, remote
 from crossloom.data_pipelines.index import beside, of_file
@@ -24,7 +23,6 @@ from crossloom.training.meters import read_journal
 from crossloom.training.run import make_stack
 
 sys.path.insert(0, str(Path(__file__).parent))
-from network import serving
 
 BRIEF = remote.Patience(total=1.0, stall=0.4, first=0.02, longest=0.1)
 
