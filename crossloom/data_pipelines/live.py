@@ -59,6 +59,7 @@ class LiveSource(Source):
     def __init__(self, name: str, commands: tuple[str, ...], reader: Reader) -> None:
         self.name, self.reader, self.shards = name, reader, ()
         self.commands = tuple(c.removeprefix(PREFIX) for c in commands)
+        self.counts = []
         self._stream: Iterator[tuple[Shard, Found, int]] | None = None
         self._process = 0
 

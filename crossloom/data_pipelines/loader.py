@@ -45,6 +45,10 @@ class Stack:
         found = (d for part in self.parts.values() for d in part.source.defects)
         return tuple(dict.fromkeys(found))
 
+    def fingerprints(self) -> dict[str, str]:
+        """By component, what its order of examples follows from beside the recipe."""
+        return {name: part.source.fingerprint() for name, part in self.parts.items()}
+
     @property
     def live(self) -> list[str]:
         """Components that read a live stream, whose order cannot be had again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from hashlib import blake2b
 
 import numpy as np
 
@@ -49,6 +50,11 @@ class Source:
 
     def __len__(self) -> int:
         return sum(self.counts)
+
+    def fingerprint(self) -> str:
+        """Hash of the shards' names and how many examples each holds: the order follows them."""
+        told = [f"{s.name}:{n}" for s, n in zip(self.shards, self.counts, strict=True)]
+        return blake2b("\n".join(told).encode(), digest_size=8).hexdigest()
 
     def locate(self, place: Place) -> tuple[Shard, int, int]:
         """Shard, number of the sample in it, and item of the sample."""

@@ -91,7 +91,7 @@ def walk(file: Readable, size: int | None = None) -> Iterator[Member]:
         file.seek(at)
         head = file.read(BLOCK)
         if len(head) < BLOCK:
-            raise _ended(at, len(head))
+            raise _ended(at + len(head) if size is None else min(at + len(head), size))
         if not any(head):
             return
         try:
@@ -111,7 +111,7 @@ def walk(file: Readable, size: int | None = None) -> Iterator[Member]:
         if info.type in (b"L", b"K", b"x", b"g"):  # these say something about the next member
             said = file.read(length)
             if len(said) < length:
-                raise _ended(body, len(said))
+                raise _ended(body + len(said))
             if info.type == b"L":
                 name = said.rstrip(b"\0").decode("utf-8", "backslashreplace")
             elif info.type == b"x":
@@ -127,11 +127,10 @@ def walk(file: Readable, size: int | None = None) -> Iterator[Member]:
         name, sized = "", None
 
 
-def _ended(at: int, found: int) -> DamagedTar:
-    if at == 0:
-        kind, what = ("empty shard", "no bytes") if not found else ("not a tar", f"{found} bytes")
-        return DamagedTar(kind, f"it holds {what}")
-    return DamagedTar("truncated shard", f"it ends at byte {at + found}, without an end mark")
+def _ended(at: int) -> DamagedTar:
+    if at < BLOCK:
+        return DamagedTar("not a tar" if at else "empty shard", f"it holds {at or 'no'} bytes")
+    return DamagedTar("truncated shard", f"it ends at byte {at}, without an end mark")
 
 
 def _records(data: bytes) -> dict[str, str]:

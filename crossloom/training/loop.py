@@ -101,20 +101,24 @@ def train(
         weights, _ = load_weights(recipe.start)
         start_from(model, weights)
     engine: Engine = TorchEngine(model, recipe, environment)
-    first = 0
+    first, before = 0, dict[str, str]()
     badness = Badness(recipe, stack.defects)
     if latest:
-        first = _restore(latest, engine, recipe, badness, environment.main)
+        first, before = _restore(latest, engine, recipe, badness, environment.main)
     if environment.main:
         prepare_folder(out, recipe)
         Quarantine.prepare(out, first, stack.defects)
         for reason in refused:
             print(f"refused checkpoint: {reason}")
+        for name, told in before.items():
+            if told != stack.fingerprints().get(name, told):
+                print(f"{name}: its shards hold other numbers of examples than when step {first} "
+                      "was saved; the order of examples is another one from here")  # fmt: skip
         for name in stack.live:
             print(f"{name}: a live stream, read as it comes: a resumed run is approximate, it "
                   "goes on with whatever comes then")  # fmt: skip
     environment.barrier()
-    run = _Run(recipe, out, environment, model, engine, badness)
+    run = _Run(recipe, out, environment, model, engine, badness, stack.fingerprints())
     with Stop() as stop:
         try:
             return run.steps(stack, shares, first, stop, display)
@@ -124,7 +128,9 @@ def train(
             raise RunError(str(known)) from None
 
 
-def _restore(path: Path, engine: Engine, recipe: Recipe, badness: Badness, main: bool) -> int:
+def _restore(
+    path: Path, engine: Engine, recipe: Recipe, badness: Badness, main: bool
+) -> tuple[int, dict[str, str]]:
     found = checkpoint.load(path)
     check_identities(recipe, found.notes.get("identities", {}), str(path.parent.parent))
     try:
@@ -136,7 +142,7 @@ def _restore(path: Path, engine: Engine, recipe: Recipe, badness: Badness, main:
     badness.in_a_row = found.notes.get("in_a_row", 0)
     if main:  # these are of all processes
         badness.kinds.update(found.notes.get("kinds", {}))
-    return found.step
+    return found.step, found.notes.get("data", {})
 
 
 @dataclass
@@ -147,6 +153,7 @@ class _Run:
     model: CrossloomModel
     engine: Engine
     badness: Badness
+    data: dict[str, str]
 
     def steps(
         self,
@@ -261,6 +268,7 @@ class _Run:
             "seen": self.badness.seen,
             "in_a_row": self.badness.in_a_row,
             "kinds": dict(sum(map(Counter, kinds), Counter())),
+            "data": self.data,
         }
         try:
             checkpoint.save(

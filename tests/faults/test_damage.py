@@ -7,6 +7,7 @@ import tarfile
 import zlib
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -239,3 +240,46 @@ def test_a_set_of_which_nothing_is_left_says_so(tmp_path):
     (tmp_path / "b.tar").write_bytes(b"x" * 2000)
     with pytest.raises(ShardError, match=r"a\.tar: no sample can be read: empty shard .*1 other"):
         open_shards("*.tar", tmp_path)
+
+
+def test_shards_that_changed_between_save_and_resume_are_told(sets, tmp_path, capsys):
+    import shutil
+
+    _, bad, _ = sets
+    folder = tmp_path / "data"
+    shutil.copytree(bad, folder)
+    recipe = make_recipe(folder, steps=2)
+    train(recipe, tmp_path / "run", CPU)
+    train(replace(recipe, steps=3), tmp_path / "run", CPU, resume=True)
+    assert "the order of examples" not in capsys.readouterr().out
+    data = (folder / "train-000001.tar").read_bytes()
+    (folder / "train-000001.tar").write_bytes(data[: len(data) // 2])
+    train(replace(recipe, steps=4), tmp_path / "run", CPU, resume=True)
+    said = capsys.readouterr().out
+    assert "captions: its shards hold other numbers of examples than when step 3" in said
+    cut = [x for x in lines(tmp_path / "run") if x["shard"].endswith("train-000001.tar")]
+    assert [(x["key"], x["kind"]) for x in cut] == [("", "truncated shard")]
+
+
+def two(data, out):
+    recipe = make_recipe(Path(data), micro=2, save_every=4)
+    try:
+        return train(recipe, Path(out), start("cpu"))
+    except RunError as error:
+        return str(error)
+
+
+@pytest.mark.distributed
+def test_two_processes_count_as_one_does(sets, tmp_path):
+    from crossloom.testing.processes import run_ranks
+
+    _, bad, _ = sets
+    alone = two(str(bad), str(tmp_path / "one"))
+    shared = run_ranks(2, two, str(bad), str(tmp_path / "two"))
+    for report in shared:
+        bads = {k: v for k, v in report.items() if k.startswith("bad")}
+        assert bads == {k: v for k, v in alone.items() if k.startswith("bad")}
+    listed = lines(tmp_path / "two")
+    other = (tmp_path / "two" / "quarantine-1.jsonl").read_text().splitlines()
+    found = {(x["shard"], x["key"], x["kind"]) for x in [*listed, *map(json.loads, other)]}
+    assert found == {(x["shard"], x["key"], x["kind"]) for x in lines(tmp_path / "one")}

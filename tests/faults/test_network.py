@@ -22,8 +22,6 @@ from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
 from crossloom.training.run import make_stack
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 BRIEF = remote.Patience(total=1.0, stall=0.4, first=0.02, longest=0.1)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from crossloom.data_pipelines.layouts import misnamed
 from crossloom.data_pipelines.read import Parallel, Texts
 from crossloom.data_pipelines.shards import open_shards
+from crossloom.data_pipelines.show import show_shards
 from crossloom.data_pipelines.source import Example, Source
 from crossloom.modalities.patches import Patches
 from crossloom.modalities.regions import Regions
@@ -176,3 +177,23 @@ def test_what_has_no_captions_is_bad_and_breaks_nothing(world, tmp_path, members
 )
 def test_members_that_are_something_else_are_told_from_damaged_ones(members, said):
     assert misnamed(members) == said
+
+
+def test_a_page_shows_foreign_layouts_boxes_labels_and_damage(tmp_path):
+    coco = {"captions": ["A dog.", "Two <b>dogs</b>."],
+            "boxes": [{"label": "dog", "box": [10, 15, 20, 30]}]}  # fmt: skip
+    odd = {"texts": [1], "questions": [{"text": 3, "answers": {"x": 1}}], "pairs": [{}]}
+    write(tmp_path / "a.tar", {
+        "1": {"jpg": picture(), "json": coco},
+        "2": {"jpg": picture(), "txt": b"A red square.", "json": IMG2DATASET},
+        "3": {"jpg": b"<html>", "json": odd},
+    })  # fmt: skip
+    (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:700])
+    show_shards(str(tmp_path), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert 'x="0.25" y="0.5" width="0.25" height="0.5"' in page
+    assert "Two &lt;b&gt;dogs&lt;/b&gt;." in page
+    assert page.count("A red square.") == 1
+    assert "<td>dog</td>" in page
+    assert "truncated shard" in page
+    assert "not in our form" in page
