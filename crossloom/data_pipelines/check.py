@@ -103,18 +103,14 @@ def check(
     pieces = list(_pieces(uses))
     total, done = sum(p.last - p.first for p in pieces if p.last >= 0), 0
     bad: dict[tuple[str, str, str], Defect] = {}
-    context = get_context("spawn")
     count = min(processes or os.cpu_count() or 1, max(1, len(pieces)))
     try:
-        with ProcessPoolExecutor(
-            count, mp_context=context, initializer=_begin, initargs=(tuple(uses),)
-        ) as pool:
-            for piece, found in zip(pieces, pool.map(_check, pieces), strict=True):
-                for one in found:
-                    bad.setdefault(one[:3], one)
-                done += piece.last - piece.first if piece.last >= 0 else 0
-                if progress:
-                    progress(done, total)
+        for piece, found in zip(pieces, _map(uses, pieces, count), strict=True):
+            for one in found:
+                bad.setdefault(one[:3], one)
+            done += piece.last - piece.first if piece.last >= 0 else 0
+            if progress:
+                progress(done, total)
     except BrokenProcessPool:
         raise WorkerError(
             "a process that checked samples was ended by the system, most often because memory ran "
@@ -135,6 +131,17 @@ def _pieces(uses: Sequence[Use]) -> Iterator[_Piece]:
                 yield _Piece(number, which, first, min(first + _AT_ONCE, len(shard.entries)))
 
 
+def _map(uses: Sequence[Use], pieces: Sequence[_Piece], count: int) -> Iterator[list[Defect]]:
+    """What is wrong in each piece, in order; in this process when one is enough."""
+    if count == 1:
+        yield from (_check_piece(uses, piece) for piece in pieces)
+        return
+    with ProcessPoolExecutor(
+        count, mp_context=get_context("spawn"), initializer=_begin, initargs=(tuple(uses),)
+    ) as pool:
+        yield from pool.map(_check, pieces)
+
+
 _uses: tuple[Use, ...] = ()  # of a checking process, set once when it starts
 
 
@@ -144,7 +151,11 @@ def _begin(uses: tuple[Use, ...]) -> None:
 
 
 def _check(piece: _Piece) -> list[Defect]:
-    use = _uses[piece.use]
+    return _check_piece(_uses, piece)
+
+
+def _check_piece(uses: Sequence[Use], piece: _Piece) -> list[Defect]:
+    use = uses[piece.use]
     shard = use.shards[piece.shard]
     if piece.last < 0:
         return [*shard.defects, *_whole(shard)]

@@ -65,10 +65,10 @@ class Shard:
         entry = self.entries[number]
         if entry.fault:
             raise BadSample(*entry.fault)
-        found = {}
+        found, file = {}, self.file()
         for extension, (offset, size) in entry.members.items():
             try:
-                data = _read(self.file().fileno(), size, offset)
+                data = _read(file.fileno(), size, offset)
             except OSError as error:
                 raise BadSample("unreadable", f"{extension}: {error.strerror}") from None
             if len(data) < size:

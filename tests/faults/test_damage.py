@@ -262,7 +262,7 @@ def test_shards_that_changed_between_save_and_resume_are_told(sets, tmp_path, ca
 
 
 def two(data, out):
-    recipe = make_recipe(Path(data), micro=2, save_every=4)
+    recipe = make_recipe(Path(data), micro=2, steps=8, save_every=8)
     try:
         return train(recipe, Path(out), start("cpu"))
     except RunError as error:

@@ -56,7 +56,7 @@ def test_a_killed_check_ends_in_words(world, monkeypatch):
     monkeypatch.setattr(checking, "_check", _die)
     monkeypatch.setattr(checking, "get_context", lambda _: multiprocessing.get_context("fork"))
     with pytest.raises(WorkerError, match=r"ended by the system.*0 of 20 samples"):
-        checking.check_shards(str(world / "test-*.tar"), processes=1)
+        checking.check_shards(str(world / "test-*.tar"), processes=2)
 
 
 def test_a_check_of_a_recipe_decodes_what_it_would_use_and_each_defect_is_listed_once(
