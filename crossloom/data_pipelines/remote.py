@@ -215,6 +215,8 @@ def _open(url: str, method: str, headers: dict[str, str], patience: Patience) ->
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise RemoteError(f"{shown(url)}: {error.reason}; mend the certificates") from None
         raise _Transient(str(error.reason)) from None
+    except (http.client.InvalidURL, ValueError) as error:
+        raise RemoteError(f"{shown(url)}: no address that can be opened ({error})") from None
     except (OSError, http.client.HTTPException) as error:
         raise _Transient(f"{type(error).__name__}: {error}") from None
 

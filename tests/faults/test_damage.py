@@ -13,6 +13,7 @@ import pytest
 
 from crossloom.data_pipelines.read import Texts
 from crossloom.data_pipelines.shards import load_index, open_shards
+from crossloom.display import figures
 from crossloom.modalities.patches import Patches
 from crossloom.objectives.presets import itm, mlm
 from crossloom.testing.recipes import STREAMS, tiny_recipe
@@ -181,6 +182,8 @@ def test_a_set_damaged_in_every_way_trains_to_the_end_with_exact_counts(sets, ru
     counted = {k.removeprefix("bad/"): n for k, n in report.items() if k.startswith("bad/")}
     assert counted == met + Counter(SHARD_KINDS)
     assert report["bad_total"] == sum(counted.values())
+    assert f"bad {sum(counted.values()):.0f} (" in (line := figures(report))
+    assert "1 truncated shard" in line
     listed = lines(out)
     assert {(x["shard"], x["key"], x["kind"]) for x in listed if x["key"]} == first
     assert Counter(x["kind"] for x in listed if not x["key"]) == SHARD_KINDS

@@ -13,6 +13,7 @@ from crossloom.data_pipelines.read import Parallel, Texts
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.show import show_shards
 from crossloom.data_pipelines.source import Example, Source
+from crossloom.data_pipelines.tokenizer import sentences
 from crossloom.modalities.patches import Patches
 from crossloom.modalities.regions import Regions
 from crossloom.modalities.text import Text
@@ -108,6 +109,7 @@ def test_an_img2dataset_shard_trains_as_it_is(world, tmp_path):
         "text": Text(vocabulary=str(world / "tokenizer.model"), languages=("en",)),
         "image": Patches(size=32, patch=16),
     }
+    assert set(sentences(source.shards)) == {("", "A red square.")}
     for place in source.places():
         one = source.example(place, modalities, frozenset(modalities), 0)
         assert isinstance(one, Example)
