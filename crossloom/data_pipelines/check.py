@@ -116,7 +116,7 @@ def check(
             "a process that checked samples was ended by the system, most often because memory ran "
             f"out (after {done} of {total} samples); check fewer shards at a time"
         ) from None
-    if quarantine:
+    if quarantine and (bad or quarantine.exists()):  # an older list must not look like this one
         lines = (json.dumps(b._asdict(), ensure_ascii=False) + "\n" for b in bad.values())
         quarantine.write_text("".join(lines), "utf-8", "replace")
     samples = len({(s.path, n) for u in uses for s in u.shards for n in range(len(s.entries))})

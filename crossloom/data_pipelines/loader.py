@@ -50,6 +50,12 @@ class Stack:
         return {name: part.source.fingerprint() for name, part in self.parts.items()}
 
     @property
+    def advice(self) -> list[str]:
+        """What about the data should be mended, though the run can go on."""
+        hints = (p.source.crowded(p.order.readers) for p in self.parts.values())
+        return [hint for hint in hints if hint]
+
+    @property
     def live(self) -> list[str]:
         """Components that read a live stream, whose order cannot be had again."""
         return [name for name, part in self.parts.items() if part.source.live]

@@ -8,6 +8,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from crossloom.data_pipelines import cache
 from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.layouts import misnamed
 from crossloom.data_pipelines.order import Order, Place
@@ -55,6 +56,18 @@ class Source:
         """Hash of the shards' names and how many examples each holds: the order follows them."""
         told = [f"{s.name}:{n}" for s, n in zip(self.shards, self.counts, strict=True)]
         return blake2b("\n".join(told).encode(), digest_size=8).hexdigest()
+
+    def crowded(self, readers: int) -> str:
+        """What to mend when the cache is too small for what the readers walk along, or ``""``."""
+        far = [s.size for s in self.shards if s.cached]
+        need = min(len(far), 2 * readers) * max(far, default=0)
+        if not far or min(need, sum(far)) <= cache.limit():
+            return ""
+        return (
+            f"{self.name}: {readers} readers walk along {need / 1e9:.1f} GB of remote shards at a "
+            f"time, and the cache holds {cache.limit() / 1e9:g} GB: shards will be fetched again "
+            "and again; raise CROSSLOOM_CACHE_GB or lower `readers`"
+        )
 
     def locate(self, place: Place) -> tuple[Shard, int, int]:
         """Shard, number of the sample in it, and item of the sample."""

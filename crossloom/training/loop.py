@@ -114,6 +114,8 @@ def train(
             if told != stack.fingerprints().get(name, told):
                 print(f"{name}: its shards hold other numbers of examples than when step {first} "
                       "was saved; the order of examples is another one from here")  # fmt: skip
+        for hint in stack.advice:
+            print(hint)
         for name in stack.live:
             print(f"{name}: a live stream, read as it comes: a resumed run is approximate, it "
                   "goes on with whatever comes then")  # fmt: skip

@@ -214,6 +214,18 @@ def test_the_cache_keeps_its_limit_and_the_recently_used(store, tmp_path, monkey
             cache.limit()
 
 
+def test_a_cache_too_small_for_the_readers_is_told(store, tmp_path, monkeypatch):
+    with serving(store) as server:
+        recipe = recipe_of(store, f"{server.url}/train-0000{{00..19}}.tar")
+        assert make_stack(recipe.located()).advice == []
+        size = (store / "train-000000.tar").stat().st_size
+        monkeypatch.setenv("CROSSLOOM_CACHE_GB", str(3 * size / 1e9))
+        hints = make_stack(recipe.located()).advice
+        assert len(hints) == 2
+        assert "raise CROSSLOOM_CACHE_GB or lower `readers`" in hints[0]
+        same(make_stack(recipe.located()).micro(3), make_stack(recipe_of(store).located()).micro(3))
+
+
 def closed_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
