@@ -201,9 +201,14 @@ def trace(
     assignments: Assignments = None,
     steps: Annotated[str, typer.Option(help="First and last step, A:B.")] = "0:1",
     world: Annotated[int, typer.Option(help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option(help="Loader processes of each; only told, not run.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One object a line.")] = False,
 ) -> None:
-    """Which examples each process sees in each step, without touching data."""
+    """Which examples each process sees in each step, without touching data.
+
+    Which they are depends neither on the processes nor on the loader's: the latter only shows who
+    would make them.
+    """
     from crossloom.data_pipelines.loader import Shares
     from crossloom.training.recipe import load_recipe
     from crossloom.training.run import make_stack
@@ -215,14 +220,18 @@ def trace(
     stack = make_stack(chosen)
     for step in range(int(first), int(last)):
         for rank in range(world):
-            numbers = [n for g in Shares(chosen.micro, rank, world).of_step(step) for n in g]
+            shares = Shares(chosen.micro, rank, world, chosen.fused)
+            numbers = [n for group in shares.of_step(step) for n in group]
             found = [stack.keys(n) for n in numbers]
             keys = [k for _, some in found for k in some]
             if as_json:
-                print(json.dumps({"step": step, "rank": rank, "keys": keys}))
+                print(json.dumps({"step": step, "rank": rank, "keys": keys}, ensure_ascii=False))
             else:
                 names = ", ".join(name for name, _ in found)
-                print(f"step {step} rank {rank} ({names}): {' '.join(keys)}")
+                begin = step * shares.passes
+                made = {(begin + n) % max(1, workers) for n in range(shares.passes)}
+                by = f"worker {', '.join(map(str, sorted(made)))}"
+                print(f"step {step} rank {rank} {by} ({names}): {' '.join(keys)}")
 
 
 # --- vocabularies -------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def exhibit(
     """
     rng = keyed_rng(seed, example.epoch, example.key, view.name)
     units = {s: example.units[s] for s in view.streams}
-    matched = True
+    matched = bool(example.labels.get("matched", True))
     if view.mismatch and rng.random() < view.mismatch_rate:
         candidates = [o for o in others if o.sample != example.sample]
         if candidates:

@@ -10,7 +10,7 @@ its own share. A command that ends is started again.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch.utils.data import get_worker_info
 
@@ -21,7 +21,7 @@ from crossloom.data_pipelines.order import Order, Place
 from crossloom.data_pipelines.read import Reader
 from crossloom.data_pipelines.remote import Command, Patience, RemoteError
 from crossloom.data_pipelines.shards import Shard
-from crossloom.data_pipelines.source import Defect, Source, defect, make
+from crossloom.data_pipelines.source import Defect, Source, defect, units_of, visit
 from crossloom.data_pipelines.tars import (
     DamagedTar,
     Forward,
@@ -31,7 +31,7 @@ from crossloom.data_pipelines.tars import (
     walk,
 )
 from crossloom.modalities.modality import Modality
-from crossloom.units import BadSample
+from crossloom.units import BadSample, keyed_rng
 
 PREFIX = "live:"
 _LARGEST = 1 << 30  # bytes of a member
@@ -57,6 +57,16 @@ class LiveSource(Source):
     live = True
 
     def __init__(self, name: str, commands: tuple[str, ...], reader: Reader) -> None:
+        """Nothing is started yet.
+
+        Raises:
+            ShardError: the reader wants passages of other samples, which a stream has not.
+        """
+        if reader.mismatched:
+            raise ShardError(
+                f"{name}: a live stream has no other samples to take a second passage from; set "
+                "the reader's `mismatched` to 0, or use shards"
+            )
         self.name, self.reader, self.shards = name, reader, ()
         self.commands = tuple(c.removeprefix(PREFIX) for c in commands)
         self.counts = []
@@ -75,7 +85,12 @@ class LiveSource(Source):
         return (f"live/{place.example}",) * 2
 
     def example(
-        self, place: Place, modalities: Mapping[str, Modality], streams: frozenset[str], seed: int
+        self,
+        place: Place,
+        modalities: Mapping[str, Modality],
+        streams: frozenset[str],
+        seed: int,
+        others: Sequence[Place] = (),
     ) -> Example | Defect:
         """Whatever comes next, decoded with randomness keyed on the place."""
         if self._stream is None or self._process != os.getpid():
@@ -85,9 +100,12 @@ class LiveSource(Source):
             if fault:
                 raise BadSample(*fault)
             name = f"live/{key}@{place.example}"
-            return make(self.reader, members, item, name, name, place, modalities, streams, seed)
+            rng = keyed_rng(seed, place.epoch, name, "read")
+            sample, labels = visit(self.reader, members, item, rng)
+            units = units_of(sample, name, place.epoch, modalities, streams, seed)
         except BadSample as error:
             return defect(shard, key, error, members)
+        return Example(key=name, sample=name, epoch=place.epoch, units=units, labels=labels)
 
     def _arriving(self) -> Iterator[tuple[Shard, Found, int]]:
         """Each item of each sample, for ever."""

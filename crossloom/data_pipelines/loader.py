@@ -76,7 +76,8 @@ class Stack:
         part = self.parts[name]
         streams, collator = self._streams[name], self.collator
         found = [
-            part.source.example(p, collator.modalities, streams, collator.seed) for p in places
+            part.source.example(p, collator.modalities, streams, collator.seed, places)
+            for p in places
         ]
         good = [x for x in found if isinstance(x, Example)]
         batch = collator.batch(good, part.objectives, self.examples)
@@ -96,7 +97,7 @@ def decode(
     good: list[Example] = []
     bad: list[Defect] = []
     for place in places:
-        one = source.example(place, collator.modalities, streams, collator.seed)
+        one = source.example(place, collator.modalities, streams, collator.seed, places)
         good.append(one) if isinstance(one, Example) else bad.append(one)
     return good, bad
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,20 +15,76 @@ class Mixture:
 
     A cycle of ``cycle`` micro-batches gives each component its share (largest remainders) in a
     seeded shuffle; so over any whole cycles the shares are exact, and both the component of
-    micro-batch n and how many came from it before are found directly.
+    micro-batch n and how many came from it before are found directly. Weights may change at given
+    micro-batches: each component goes on where it was, and nothing is repeated or left out.
     """
 
-    def __init__(self, weights: Mapping[str, float], *, seed: int, cycle: int = 1000) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        *,
+        seed: int,
+        cycle: int = 1000,
+        changes: Sequence[tuple[int, Mapping[str, float]]] = (),
+    ) -> None:
         """Set up the schedule.
 
+        Args:
+            weights: of all components; 0 for those that come in later.
+            seed: of the shuffle.
+            cycle: micro-batches after which the schedule repeats.
+            changes: (micro-batch, weights from there on), ascending; components left out weigh 0.
+
         Raises:
-            ValueError: no weight is positive, or one is negative.
+            ValueError: no weight is positive, one is negative or of an unknown component, or the
+                changes do not ascend.
         """
-        values = np.array(list(weights.values()), np.float64)
-        if len(values) == 0 or values.min() < 0 or values.sum() <= 0:
-            raise ValueError(f"mixture weights must be non-negative, one positive: {dict(weights)}")
         self.names = tuple(weights)
-        self.seed = seed
+        begins = [0, *(begin for begin, _ in changes)]
+        if sorted(set(begins)) != begins:
+            raise ValueError(f"changes of a mixture must ascend from micro-batch 1: {begins[1:]}")
+        self._begins = begins
+        self._cycles = [
+            _Cycle(self.names, some, cycle, keyed_rng(seed, "mixture", *key))
+            for some, key in zip(
+                [weights, *(some for _, some in changes)],
+                [(), *((begin,) for begin in begins[1:])],
+                strict=True,
+            )
+        ]
+        #: what each component had given when each of the schedules began
+        self._given = [np.zeros(len(self.names), np.int64)]
+        for number, length in enumerate(np.diff(begins)):
+            self._given.append(self._given[-1] + self._cycles[number].given(int(length)))
+
+    @property
+    def quota(self) -> Array:
+        """Micro-batches of each component in a cycle of the first schedule."""
+        return self._cycles[0].quota
+
+    def at(self, micro: int) -> tuple[str, int]:
+        """The component of a micro-batch, and its number among that component's own."""
+        which = bisect_right(self._begins, micro) - 1
+        component, before = self._cycles[which].at(micro - self._begins[which])
+        return self.names[component], int(self._given[which][component]) + before
+
+
+class _Cycle:
+    """One schedule: a shuffled cycle, repeated."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        weights: Mapping[str, float],
+        cycle: int,
+        rng: np.random.Generator,
+    ) -> None:
+        values = np.array([weights.get(n, 0.0) for n in names], np.float64)
+        if len(values) == 0 or values.min() < 0 or values.sum() <= 0 or set(weights) - set(names):
+            raise ValueError(
+                f"mixture weights must be non-negative, one positive, of {', '.join(names)}: "
+                f"{dict(weights)}"
+            )
         exact = values / values.sum() * cycle
         quota = np.floor(exact).astype(np.int64)
         # a positive weight always gets a turn
@@ -36,23 +92,24 @@ class Mixture:
         for name in np.argsort(-(exact - quota), kind="stable")[: max(0, cycle - quota.sum())]:
             quota[name] += 1
         self.quota: Array = quota
+        self._slots = rng.permutation(np.repeat(np.arange(len(names)), quota))
+        self._before = np.zeros(len(self._slots), np.int64)
+        for component in range(len(names)):
+            mine = self._slots == component
+            self._before[mine] = np.arange(int(mine.sum()))
 
-    @cached_property
-    def _cycle(self) -> tuple[Array, Array]:
-        slots = np.repeat(np.arange(len(self.names)), self.quota)
-        slots = keyed_rng(self.seed, "mixture").permutation(slots)
-        before = np.zeros(len(slots), np.int64)
-        for component in range(len(self.names)):
-            mine = slots == component
-            before[mine] = np.arange(int(mine.sum()))
-        return slots, before
+    def at(self, micro: int) -> tuple[int, int]:
+        """Number of the component, and how many of its micro-batches came before."""
+        turn, place = divmod(micro, len(self._slots))
+        component = int(self._slots[place])
+        return component, turn * int(self.quota[component]) + int(self._before[place])
 
-    def at(self, micro: int) -> tuple[str, int]:
-        """The component of a micro-batch, and its number among that component's own."""
-        slots, before = self._cycle
-        turn, place = divmod(micro, len(slots))
-        component = int(slots[place])
-        return self.names[component], turn * int(self.quota[component]) + int(before[place])
+    def given(self, micro: int) -> Array:
+        """Micro-batches of each component among the first ``micro``."""
+        turns, rest = divmod(micro, len(self._slots))
+        counted = np.bincount(self._slots[:rest], minlength=len(self.quota))
+        found: Array = turns * self.quota + counted
+        return found
 
 
 def temperature(counts: Mapping[str, float], alpha: float) -> dict[str, float]:

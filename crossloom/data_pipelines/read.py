@@ -29,6 +29,11 @@ class Reader(ABC):
 
     kind: ClassVar[str]
 
+    @property
+    def mismatched(self) -> float:
+        """Share of examples whose second passage is another sample's (label ``matched``)."""
+        return 0.0
+
     def items(self, entry: Entry) -> int:
         """How many examples a sample counts as."""
         return 1
@@ -158,26 +163,47 @@ class Parallel(Reader):
     """Two texts of one sample: translations in random order (TLM), or a text and a statement."""
 
     kind: ClassVar[str] = "parallel"
+    of: str = "texts"
+    """Field of the json: texts by language."""
     languages: tuple[str, ...] = ()
     second: str = ""
     """Field of the second passage: any of its entries, half of the time in the same language.
     Empty for the same text in another language."""
+    apart: bool = False
+    """Give the second passage as a text of its own, ``"second"``, for another stream."""
+    mismatch: float = 0.0
+    """Share of examples, 0..1, whose second passage is that of another sample of the micro-batch:
+    for next-sentence prediction and translation-pair classification (objective ``match``)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mismatch <= 1:
+            raise ValueError(f"mismatch must lie in 0..1, not {self.mismatch}")
+        if self.mismatch and self.apart:
+            raise ValueError("passages apart are mismatched by the view: leave mismatch at 0")
+
+    @property
+    def mismatched(self) -> float:
+        """The share ``mismatch``."""
+        return self.mismatch
 
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
-        """``text`` is two passages."""
+        """``text`` is two passages, or ``text`` and ``second`` one each."""
         content = sample_json(members)
-        texts = _field(content, "texts")
-        found = _choose(texts, self.languages, "texts")
+        texts = _field(content, self.of)
+        found = _choose(texts, self.languages, self.of)
         if self.second:
-            return {**members, "text": self._two(content, found, rng)}, {}
+            return {**members, **self._given(*self._two(content, found, rng))}, {}
         if len(found) < 2:
             raise BadSample("missing language", f"only {found[0]} of a parallel text is there")
         first, second = (found[i] for i in rng.choice(len(found), 2, replace=False))
         number = int(rng.integers(min(len(texts[first]), len(texts[second]))))
-        passages = tuple(Passage(x, _text(texts[x][number], f"texts.{x}")) for x in (first, second))
-        return {**members, "text": passages}, {}
+        passages = (Passage(x, _text(texts[x][number], f"{self.of}.{x}")) for x in (first, second))
+        return {**members, **self._given(*passages)}, {}
+
+    def _given(self, first: Passage, second: Passage) -> dict[str, tuple[Passage, ...]]:
+        return {"text": (first,), "second": (second,)} if self.apart else {"text": (first, second)}
 
     def _two(
         self, content: Mapping[str, Any], found: list[str], rng: np.random.Generator
@@ -187,7 +213,7 @@ class Parallel(Reader):
         alike = one in others and rng.random() < 0.5
         other = one if alike else others[int(rng.integers(len(others)))]
         passages = []
-        for name, language in (("texts", one), (self.second, other)):
+        for name, language in ((self.of, one), (self.second, other)):
             some = content[name][language]
             text = _text(some[int(rng.integers(len(some)))], f"{name}.{language}")
             passages.append(Passage(language, text))

@@ -118,6 +118,10 @@ def _sample(shard: Shard, number: int) -> dict[str, Any]:
             (next(iter(q.get("text", {}).values()), ""), ", ".join(q.get("answers", {})))
             for q in content.get("questions") or ()
         ]
+        for span in content.get("spans") or ():
+            language = next(iter(span["text"]))
+            answers = ", ".join(a["text"] for a in span["answers"][language])
+            questions.append((span["text"][language], answers))
         pairs = [
             (next(iter(p["premise"].values())), next(iter(p["hypothesis"].values())), p["label"])
             for p in content.get("pairs") or ()

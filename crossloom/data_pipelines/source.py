@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from typing import cast
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from crossloom.data_pipelines.order import Order, Place
 from crossloom.data_pipelines.read import Labels, Reader
 from crossloom.data_pipelines.shards import Entry, Shard, ShardError
 from crossloom.modalities.modality import Modality
-from crossloom.units import BadSample, Defect, Sample, keyed_rng
+from crossloom.units import BadSample, Defect, Passage, Sample, Units, keyed_rng
 
 __all__ = ["Defect", "Source"]
 
@@ -84,17 +85,60 @@ class Source:
         return (f"{name}#{item}" if self._items(entry) > 1 else name), name
 
     def example(
-        self, place: Place, modalities: Mapping[str, Modality], streams: frozenset[str], seed: int
+        self,
+        place: Place,
+        modalities: Mapping[str, Modality],
+        streams: frozenset[str],
+        seed: int,
+        others: Sequence[Place] = (),
     ) -> Example | Defect:
-        """Read and decode one example, or say what is wrong with it."""
+        """Read and decode one example, or say what is wrong with it.
+
+        Args:
+            place: where it lies.
+            modalities: by stream.
+            streams: the streams decoded.
+            seed: of all draws, with the epoch and the example's key.
+            others: the micro-batch's places: where a mismatched second passage may come from.
+        """
         shard, number, item = self.locate(place)
         key, name = self.key(place)
         members: Mapping[str, bytes] = {}
         try:
             members = shard.read(number)
-            return make(self.reader, members, item, key, name, place, modalities, streams, seed)
+            rng = keyed_rng(seed, place.epoch, key, "read")
+            sample, labels = visit(self.reader, members, item, rng)
+            if self.reader.mismatched:
+                second = self._foreign(place, seed, others)
+                labels = {**labels, "matched": second is None}
+                if second is not None:
+                    sample = {**sample, "text": (sample["text"][0], second)}
+            units = units_of(sample, key, place.epoch, modalities, streams, seed)
         except BadSample as error:
             return defect(shard, shard.entries[number].key, error, members)
+        return Example(key=key, sample=name, epoch=place.epoch, units=units, labels=labels)
+
+    def _read(self, place: Place, seed: int) -> tuple[Sample, Labels]:
+        shard, number, item = self.locate(place)
+        rng = keyed_rng(seed, place.epoch, self.key(place)[0], "read")
+        return visit(self.reader, shard.read(number), item, rng)
+
+    def _foreign(self, place: Place, seed: int, others: Sequence[Place]) -> Passage | None:
+        """The second passage of another sample, or None where the example stays matched."""
+        key, name = self.key(place)
+        rng = keyed_rng(seed, place.epoch, key, "mismatch")
+        if rng.random() >= self.reader.mismatched:
+            return None
+        for number in rng.permutation(len(others)):
+            other = others[int(number)]
+            if self.key(other)[1] == name:
+                continue
+            try:
+                sample, _ = self._read(other, seed)
+            except BadSample:
+                continue  # it is counted where it is an example itself
+            return cast(Passage, sample["text"][1])
+        return None
 
     def order(self, seed: int, readers: int, window: int, examples: int) -> Order:
         """The order in which training meets the examples.
@@ -114,30 +158,26 @@ class Source:
         ]
 
 
-def make(
-    reader: Reader,
-    members: Mapping[str, bytes],
-    item: int,
+def units_of(
+    sample: Sample,
     key: str,
-    name: str,
-    place: Place,
+    epoch: int,
     modalities: Mapping[str, Modality],
     streams: frozenset[str],
     seed: int,
-) -> Example:
-    """An example, named ``key``, of a sample, named ``name``.
+) -> dict[str, Units]:
+    """The units of an example, by stream.
 
     Raises:
-        BadSample: it cannot be used.
+        BadSample: a modality cannot use it, or finds nothing in it.
     """
-    sample, labels = visit(reader, members, item, keyed_rng(seed, place.epoch, key, "read"))
     units = {}
     for stream, modality in modalities.items():
         if stream in streams:
-            units[stream] = modality.decode(sample, keyed_rng(seed, place.epoch, key, stream))
+            units[stream] = modality.decode(sample, keyed_rng(seed, epoch, key, stream))
             if len(units[stream]) == 0:
                 raise BadSample("empty stream", f"{stream}: no units")
-    return Example(key=key, sample=name, epoch=place.epoch, units=units, labels=labels)
+    return units
 
 
 def visit(

@@ -17,14 +17,14 @@ from crossloom.units import BadSample, keyed_rng
 
 
 def texts_of(content: Any, language: str = "") -> Iterator[tuple[str, str]]:
-    """All (language, text) of a sample's json, its questions and pairs."""
+    """All (language, text) of a sample's json, its questions, pairs and spans."""
     for name in ("texts", "statements", "text", "premise", "hypothesis"):
         value = content.get(name)
         for code, some in value.items() if isinstance(value, dict) else ():
             for text in some if isinstance(some, list) else [some]:
                 if isinstance(text, str):
                     yield code, text
-    for name in ("questions", "pairs"):
+    for name in ("questions", "pairs", "spans"):
         value = content.get(name)
         for item in value if isinstance(value, list) else ():
             if isinstance(item, dict):

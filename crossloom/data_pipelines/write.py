@@ -183,7 +183,13 @@ class ShardSet:
         """Samples of a prefix written so far."""
         return self._tars[prefix].count if prefix in self._tars else 0
 
-    def write(self, prefix: str, key: str, members: Mapping[str, Member]) -> None:
+    def has(self, prefix: str, key: str) -> bool:
+        """Whether a sample with this key was written (but for numbered keys)."""
+        return prefix in self._tars and key in self._tars[prefix].keys
+
+    def write(
+        self, prefix: str, key: str, members: Mapping[str, Member], *, numbered: bool = False
+    ) -> None:
         """Add a sample to the shards of a prefix.
 
         Args:
@@ -191,6 +197,8 @@ class ShardSet:
             key: name of the sample, unique within the prefix; no ``.``, ``/`` or spaces
                 (:func:`sanitise` makes one of any name).
             members: by extension.
+            numbered: the key ends in a number, larger than those of earlier keys that begin alike;
+                then only the last number is remembered, not every key of a large collection.
 
         Raises:
             ShardError: the key or an extension cannot be used, or text is not valid Unicode.
@@ -207,7 +215,7 @@ class ShardSet:
             self._claim(prefix)
             self._tars[prefix] = _Tars(self._staging(), self.out, prefix)
         tars = self._tars[prefix]
-        if key in tars.keys:
+        if not tars.claim(key, numbered):
             raise ShardError(f"{prefix}: two samples have the key {key!r}")
         size = sum(map(len, data.values()))
         if tars.samples >= self.shard_size or (
@@ -314,10 +322,23 @@ class _Tars:
     def __init__(self, folder: Path, out: Path, prefix: str) -> None:
         self.folder, self.out, self.prefix = folder, out, prefix
         self.keys: set[str] = set()
+        self._last: dict[str, int] = {}  # by the beginning of numbered keys
         self.paths: list[Path] = []
         self.samples = self.bytes = self.count = 0  # of the open tar, of it, of all tars
         self._file: BinaryIO | None = None
         self._tar: tarfile.TarFile | None = None
+
+    def claim(self, key: str, numbered: bool) -> bool:
+        """Remember a key; False when it was there before."""
+        stem = key.rstrip("0123456789")
+        number = int(key[len(stem) :] or -1)
+        if key in self.keys or (stem in self._last and number <= self._last[stem]):
+            return False
+        if numbered:
+            self._last[stem] = number
+        else:
+            self.keys.add(key)
+        return True
 
     def add(self, key: str, data: Mapping[str, bytes], size: int) -> None:
         with _failing(self._final()):
@@ -326,7 +347,6 @@ class _Tars:
                 info = tarfile.TarInfo(f"{key}.{extension}")
                 info.size, info.mode = len(content), 0o444
                 tar.addfile(info, io.BytesIO(content))
-        self.keys.add(key)
         self.count += 1
         self.samples += 1
         self.bytes += size

@@ -83,6 +83,7 @@ class Task(ABC):
             name=f"{base.name}-{self.kind}",
             modalities={s: base.modalities[s] for s in streams},
             plan=base.plan.restricted(streams),
+            tied={s: o for s, o in base.tied.items() if s in streams and o in streams},
             objectives=dict(self.objectives(base)),
             mixture={self.kind: self.component(base)},
             start=start,
@@ -105,7 +106,7 @@ def other_stream(recipe: Recipe, text: str) -> str:
     Raises:
         RecipeError: there is none, or there are several.
     """
-    others = [s for s in recipe.modalities if s != text]
+    others = [s for s in recipe.modalities if s != text and s not in recipe.tied]
     if len(others) != 1:
         raise RecipeError(
             f"{recipe.name}: the task needs one stream beside {text!r}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -24,12 +25,20 @@ class CrossloomModel(nn.Module):
         modalities: Mapping[str, Modality],
         plan: Plan,
         objectives: Mapping[str, Objective],
+        tied: Mapping[str, str] | None = None,
     ) -> None:
         """Build all parts with fresh weights.
 
+        Args:
+            modalities: by stream.
+            plan: the Transformer over these streams.
+            objectives: by name.
+            tied: streams embedded by another stream's module, as ``{stream: other}``.
+
         Raises:
             ValueError: an objective asks for streams or targets that do not exist, two different
-                views share a name, or the plan and the modalities name different streams.
+                views share a name, the plan and the modalities name different streams, or tied
+                streams differ in more than the member they read.
         """
         super().__init__()
         if set(modalities) != set(plan.widths):
@@ -50,13 +59,19 @@ class CrossloomModel(nn.Module):
                     f"objectives.{name}: another view is called {view.name!r} too; rename one"
                 )
         widths = dict(plan.widths)
-        self.embed = nn.ModuleDict({s: m.embedder(widths[s]) for s, m in modalities.items()})
+        #: by stream, the stream whose embedder it uses
+        self.owner = {s: (tied or {}).get(s, s) for s in modalities}
+        for stream, owner in self.owner.items():
+            _check_tie(stream, owner, modalities, widths, self.owner)
+        self.embed = nn.ModuleDict(
+            {s: m.embedder(widths[s]) for s, m in modalities.items() if self.owner[s] == s}
+        )
         self.fusion = Fusion(plan)
         self.heads = nn.ModuleDict({o: x.head(modalities, widths) for o, x in objectives.items()})
         for head in self.heads.values():
             if not isinstance(head, ReconstructHead) or not head.tied:
                 continue
-            embedder = self.embed[head.stream]
+            embedder = self.embed[self.owner[head.stream]]
             assert isinstance(embedder, Embedder)
             if embedder.tied(head.name) is None:
                 head.untie()
@@ -64,8 +79,9 @@ class CrossloomModel(nn.Module):
 
     def encode(self, view: ViewBatch, record: list[Attention] | None = None) -> Encoded:
         """One view through embedders and Transformer."""
-        states = {name: self.embed[name](stream) for name, stream in view.streams.items()}
-        return Encoded(view, self.fusion(states, view, record), dict(self.embed.items()))
+        embedders = {stream: self.embed[owner] for stream, owner in self.owner.items()}
+        states = {name: embedders[name](stream) for name, stream in view.streams.items()}
+        return Encoded(view, self.fusion(states, view, record), embedders)
 
     def forward(
         self, batch: Batch, predict: tuple[str, ...] = ()
@@ -91,6 +107,22 @@ class CrossloomModel(nn.Module):
             name: head(encoded[self.views[name].name], batch.aims[name])
             for name, head in self.heads.items()
         }
+
+
+def _check_tie(
+    stream: str,
+    owner: str,
+    modalities: Mapping[str, Modality],
+    widths: Mapping[str, int],
+    owners: Mapping[str, str],
+) -> None:
+    if owner not in modalities or owners[owner] != owner:
+        raise ValueError(f"tied.{stream}: {owner!r} is no stream with an embedder of its own")
+    one, other = modalities[stream], modalities[owner]
+    if replace(one, field=other.field) != other or widths[stream] != widths[owner]:
+        raise ValueError(
+            f"tied.{stream}: differs from {owner!r}; tied streams may differ in `field` only"
+        )
 
 
 def _initialise(module: nn.Module) -> None:

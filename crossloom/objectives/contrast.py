@@ -45,6 +45,8 @@ class Contrast(Objective):
     dim: int = 256
     """Size of the common space."""
     pool: Pool = "first"
+    shared: bool = False
+    """One projection for both streams: two texts (InfoXLM), not a text and an image."""
     temperature: float = 0.07
     """Start of the learned temperature (CLIP: 0.07; SigLIP: 0.1)."""
 
@@ -78,8 +80,12 @@ class ContrastHead(Head):
     def __init__(self, spec: Contrast, widths: Mapping[str, int]) -> None:
         super().__init__()
         self.pair, self.pool, self.form = spec.pair, spec.pool, spec.form
+        projected = spec.pair[:1] if spec.shared else spec.pair
+        if len({widths[s] for s in spec.pair}) > len(projected):
+            raise ValueError(f"{' and '.join(spec.pair)} differ in width; set shared to false")
+        self.owner = {s: spec.pair[0] if spec.shared else s for s in spec.pair}
         self.project = nn.ModuleDict(
-            {s: nn.Linear(widths[s], spec.dim, bias=False) for s in spec.pair}
+            {s: nn.Linear(widths[s], spec.dim, bias=False) for s in projected}
         )
         self.scale = nn.Parameter(torch.tensor(math.log(1 / spec.temperature)))
         # SigLIP starts at -10 so that the many negatives do not dominate the first steps
@@ -88,7 +94,7 @@ class ContrastHead(Head):
     def features(self, encoded: Encoded, stream: str) -> Tensor:
         """Unit vectors ``[E, dim]`` of one stream, float32."""
         state = summary(encoded, stream, self.pool)
-        return F.normalize(self.project[stream](state).float(), dim=1)
+        return F.normalize(self.project[self.owner[stream]](state).float(), dim=1)
 
     def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
         """Loss over the local pairs against the global batch, and ``correct`` retrievals."""

@@ -22,7 +22,8 @@ from crossloom.units import Array
 class Match(Objective):
     """Tell matching from mismatched examples: two classes, 1 = match (UNITER's convention).
 
-    The view must mismatch one of its streams.
+    Either the view mismatches one of its streams (ITM), or the reader the second passage of a text
+    (BERT's next-sentence prediction, Unicoder's paraphrase classification).
     """
 
     kind: ClassVar[str] = "match"
@@ -30,9 +31,20 @@ class Match(Objective):
     """Streams whose summaries are read; the product of two for dual-stream models."""
     pool: Pool = "first"
     combine: Literal["product", "sum"] = "product"
+    passages: bool = False
+    """The reader mismatches passages (its ``mismatch``), not the view a stream."""
 
     def aim(self, shown: Shown) -> Aim:
-        """One slot: 1 when matched."""
+        """One slot: 1 when matched.
+
+        Raises:
+            ValueError: passages should be mismatched, and the reader does not.
+        """
+        if self.passages and "matched" not in shown.labels:
+            raise ValueError(
+                f"view {self.view.name!r}: its match objective needs a reader that mismatches "
+                "passages; set the component's reader to `parallel` with mismatch=0.5"
+            )
         return example_aim(np.array(int(shown.matched), np.int64))
 
     def blank(self, modalities: Mapping[str, Modality]) -> Array:
@@ -44,10 +56,12 @@ class Match(Objective):
         return MatchHead(Pooler(self.pooled, dict(widths), self.pool, self.combine))
 
     def check(self, modalities: Mapping[str, Modality]) -> None:
-        """The view must mismatch a stream and show those that are pooled."""
+        """The view (or the reader) must mismatch, and the pooled streams be shown."""
         super().check(modalities)
-        if not self.view.mismatch:
-            raise ValueError(f"view {self.view.name!r} mismatches nothing; set view.mismatch")
+        if bool(self.view.mismatch) == self.passages:
+            raise ValueError(
+                f"view {self.view.name!r}: set view.mismatch, or passages where a reader mismatches"
+            )
         if strange := [s for s in self.pooled if s not in self.view.streams]:
             raise ValueError(f"view {self.view.name!r} does not show {', '.join(strange)}")
 

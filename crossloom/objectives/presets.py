@@ -99,3 +99,27 @@ def itc(
     view = View(name="itc", streams=pair, apart=True)
     temperature = 0.07 if form == "softmax" else 0.1
     return Contrast(view=view, pair=pair, form=form, dim=dim, pool=pool, temperature=temperature)
+
+
+def same_passages(stream: str = "text", *, pool: Literal["first", "mean"] = "first") -> Match:
+    """Do two passages belong together: BERT's next sentence, Unicoder's paraphrase classification.
+
+    The component's reader mismatches them (:class:`~crossloom.data_pipelines.read.Parallel`).
+    """
+    view = View(name="passages", streams=(stream,))
+    return Match(view=view, pooled=(stream,), pool=pool, passages=True)
+
+
+def xlco(
+    pair: tuple[str, str] = ("text", "second"),
+    *,
+    dim: int = 256,
+    pool: Literal["first", "mean"] = "first",
+) -> Contrast:
+    """Cross-lingual contrast of a sentence with its translation (InfoXLM, section 3.3).
+
+    Against the batch alone, without the momentum encoder and its queue; the second stream is tied
+    to the first, and the reader gives translations apart.
+    """
+    view = View(name="xlco", streams=pair, apart=True)
+    return Contrast(view=view, pair=pair, dim=dim, pool=pool, shared=True)

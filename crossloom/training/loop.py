@@ -22,10 +22,12 @@ from crossloom.training.engine import Engine
 from crossloom.training.environment import Environment, peak, workers
 from crossloom.training.meters import Journal, Meters
 from crossloom.training.quarantine import Badness, Quarantine, RunError
-from crossloom.training.recipe import Recipe, RecipeError
+from crossloom.training.recipe import Recipe, RecipeError, from_yaml
 from crossloom.training.run import (
+    RECIPE,
     WEIGHTS,
     check_identities,
+    continued,
     identities,
     load_weights,
     make_model,
@@ -90,21 +92,25 @@ def train(
         ShardError: shards are missing, or cannot be had any more.
     """
     recipe = recipe.located()
-    shares = Shares(recipe.micro, environment.rank, environment.world, recipe.fused)
-    model = make_model(recipe)
-    stack = make_stack(recipe)
     folder = out / "checkpoints"
     latest, refused = checkpoint.newest(folder)
     if latest and not resume:
         raise RecipeError(f"{out}: holds a run already; add --resume, or choose another --out")
-    if recipe.start and not latest:
+    found = checkpoint.load(latest) if latest else None
+    if found and (out / RECIPE).is_file():
+        recipe = continued(recipe, from_yaml(out / RECIPE), found.step)
+    shares = Shares(recipe.micro, environment.rank, environment.world, recipe.fused)
+    model = make_model(recipe)
+    stack = make_stack(recipe)
+    if recipe.start and not found:
         weights, _ = load_weights(recipe.start)
         start_from(model, weights)
     engine: Engine = TorchEngine(model, recipe, environment)
     first, before = 0, dict[str, str]()
     badness = Badness(recipe, stack.defects)
-    if latest:
-        first, before = _restore(latest, engine, recipe, badness, environment.main)
+    if latest and found:
+        first, before = found.step, found.notes.get("data", {})
+        _restore(found, str(latest), engine, recipe, badness, environment.main)
     if environment.main:
         prepare_folder(out, recipe)
         Quarantine.prepare(out, first, stack.defects)
@@ -131,10 +137,14 @@ def train(
 
 
 def _restore(
-    path: Path, engine: Engine, recipe: Recipe, badness: Badness, main: bool
-) -> tuple[int, dict[str, str]]:
-    found = checkpoint.load(path)
-    check_identities(recipe, found.notes.get("identities", {}), str(path.parent.parent))
+    found: checkpoint.Checkpoint,
+    path: str,
+    engine: Engine,
+    recipe: Recipe,
+    badness: Badness,
+    main: bool,
+) -> None:
+    check_identities(recipe, found.notes.get("identities", {}), str(Path(path).parent.parent))
     try:
         engine.model.load_state_dict(found.weights)
         engine.load_state(found.state)
@@ -144,7 +154,6 @@ def _restore(
     badness.in_a_row = found.notes.get("in_a_row", 0)
     if main:  # these are of all processes
         badness.kinds.update(found.notes.get("kinds", {}))
-    return found.step, found.notes.get("data", {})
 
 
 @dataclass

@@ -98,6 +98,16 @@ class Component:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Other weights of the mixture, from a step on."""
+
+    step: int
+    """First step that they hold for, from 1."""
+    weights: Mapping[str, float]
+    """By component; those left out rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One whole run."""
 
@@ -110,11 +120,16 @@ class Recipe:
     steps: int
     examples: int
     """Examples of a micro-batch."""
+    phases: tuple[Phase, ...] = ()
+    """Changes of the components' weights, by ascending step: staged training. A run resumed with
+    other weights or further components gets one at that step, so that what was is still known."""
     micro: int = 1
     """Micro-batches of a step, over all processes: the global batch is examples × micro."""
     fused: int = 0
     """Micro-batches run in one forward pass on a process; 0 for all of its share."""
     seed: int = 0
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """Streams embedded by another stream's module: ``{second: text}`` for a second text."""
     data: str = "."
     """Folder that shards and vocabularies are relative to."""
     start: str = ""
@@ -149,6 +164,13 @@ class Recipe:
                     raise ValueError(
                         f"mixture.{name}.objectives: {_unknown(objective, self.objectives)}"
                     )
+        for stream in (*self.tied, *self.tied.values()):
+            if stream not in self.modalities:
+                raise ValueError(f"tied: {_unknown(stream, self.modalities)}")
+        for number, phase in enumerate(self.phases):
+            for name in phase.weights:
+                if name not in self.mixture:
+                    raise ValueError(f"phases.{number}.weights: {_unknown(name, self.mixture)}")
         drawn = {o for c in self.mixture.values() for o in c.objectives}
         if idle := [o for o in self.objectives if o not in drawn]:
             raise ValueError(f"objectives.{idle[0]}: no component of the mixture trains it")

@@ -19,7 +19,7 @@ from crossloom.data_pipelines.source import Source
 from crossloom.models.model import CrossloomModel
 from crossloom.training import checkpoint
 from crossloom.training.environment import seed_torch
-from crossloom.training.recipe import Component, Recipe, RecipeError, from_yaml, to_yaml
+from crossloom.training.recipe import Component, Phase, Recipe, RecipeError, from_yaml, to_yaml
 
 RECIPE = "recipe.yaml"
 WEIGHTS = "model.safetensors"
@@ -36,7 +36,11 @@ def make_stack(recipe: Recipe) -> Stack:
         source = _source(name, component, recipe.data)
         order = source.order(recipe.seed, recipe.readers, recipe.window, recipe.examples)
         parts[name] = Part(source=source, order=order, objectives=component.objectives)
-    mixture = Mixture({n: c.weight for n, c in recipe.mixture.items()}, seed=recipe.seed)
+    mixture = Mixture(
+        {n: c.weight for n, c in recipe.mixture.items()},
+        seed=recipe.seed,
+        changes=[(p.step * recipe.micro, p.weights) for p in recipe.phases],
+    )
     collator = Collator(recipe.modalities, recipe.objectives, recipe.seed)
     return Stack(parts, mixture, collator, recipe.examples)
 
@@ -63,6 +67,41 @@ def _source(name: str, component: Component, root: str) -> Source:
     return Source(name, open_shards(component.shards, root), component.reader)
 
 
+def continued(recipe: Recipe, before: Recipe, step: int) -> Recipe:
+    """The recipe with which a run goes on at a step, given the one that it had before.
+
+    Components may have been added or weigh anew: they do from this step on, as a phase, and the
+    steps before keep their weights. What the data order counts in must be as it was.
+
+    Raises:
+        RecipeError: the seed, the size of batches or a component's data changed.
+    """
+    advice = "start a new run from the weights with start=RUN"
+    for name in ("seed", "examples", "micro", "readers", "window"):
+        was, now = getattr(before, name), getattr(recipe, name)
+        if was != now:
+            raise RecipeError(f"{name}: {was} when the run began, now {now}; {advice}")
+    for name, part in before.mixture.items():
+        if name not in recipe.mixture:
+            raise RecipeError(f"mixture.{name}: was there before; give it weight 0, or {advice}")
+        if replace(recipe.mixture[name], weight=part.weight) != part:
+            raise RecipeError(f"mixture.{name}: differs from what the run began with; {advice}")
+    past = tuple(p for p in before.phases if p.step < step)
+    if recipe.phases and recipe.phases != before.phases:
+        # the recipe says itself what comes when; it must agree on what has been
+        if tuple(p for p in recipe.phases if p.step < step) != past:
+            raise RecipeError(f"phases: those before step {step} have been trained with; keep them")
+        return recipe
+    first = {n: c.weight for n, c in before.mixture.items()}
+    latest = dict(past[-1].weights) if past else first
+    wanted = {n: c.weight for n, c in recipe.mixture.items()}
+    mixture = {n: replace(c, weight=first.get(n, 0.0)) for n, c in recipe.mixture.items()}
+    unchanged = any(wanted == {n: some.get(n, 0.0) for n in wanted} for some in (first, latest))
+    change = () if unchanged or step == 0 else (Phase(step=step, weights=wanted),)
+    planned = tuple(p for p in before.phases if p.step > step or (not change and p.step == step))
+    return replace(recipe, mixture=mixture, phases=(*past, *change, *planned))
+
+
 def make_model(recipe: Recipe) -> CrossloomModel:
     """The recipe's model with its initial weights, the same in every process.
 
@@ -71,7 +110,7 @@ def make_model(recipe: Recipe) -> CrossloomModel:
     """
     seed_torch(recipe.seed, "weights")
     try:
-        return CrossloomModel(recipe.modalities, recipe.plan, recipe.objectives)
+        return CrossloomModel(recipe.modalities, recipe.plan, recipe.objectives, recipe.tied)
     except ValueError as error:
         raise RecipeError(str(error)) from None
 
@@ -114,7 +153,7 @@ def open_run(folder: str | Path) -> Recipe:
     recipe = from_yaml(folder / RECIPE)
     modalities = {}
     for stream, modality in recipe.modalities.items():
-        copy = folder / f"{stream}.model"
+        copy = folder / f"{recipe.tied.get(stream, stream)}.model"
         if getattr(modality, "vocabulary", None) and copy.is_file():
             modality = replace(modality, vocabulary=str(copy.resolve()))  # type: ignore[call-arg]
         modalities[stream] = modality
@@ -145,7 +184,7 @@ def prepare_folder(folder: Path, recipe: Recipe) -> None:
     """Create a run directory with its recipe and copies of its vocabularies."""
     folder.mkdir(parents=True, exist_ok=True)
     for stream, modality in recipe.modalities.items():
-        path = getattr(modality, "vocabulary", None)
+        path = getattr(modality, "vocabulary", None) if stream not in recipe.tied else None
         if path and Path(path).resolve() != (folder / f"{stream}.model").resolve():
             shutil.copyfile(path, folder / f"{stream}.model")
     checkpoint.write_atomically(folder / RECIPE, to_yaml(recipe))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +26,11 @@ from crossloom.data_pipelines.write import (
 #: Called with the samples done and, when known, how many there will be.
 Progress = Callable[[int, int | None], None]
 
+#: A file of lines: plain, gzip, xz or bzip2 by its name, or a member of a zip.
+Lines = Path | zipfile.Path
+
 REPORT = "report.json"
+_PACKED = {".gz": "gzip", ".xz": "xz", ".bz2": "bzip2"}
 _NAMES = 5  # of the items skipped for one reason
 
 
@@ -45,8 +52,8 @@ class Report:
 
     source: str
     counts: Mapping[str, Mapping[str, int]]
-    """By split: ``samples``, ``images``, and items of the json (``texts.en``, ``questions``,
-    ``pairs``, ``pairs.en``, ``boxes``)."""
+    """By split: ``samples``, ``images``, ``sounds``, and items of the json (``texts.en``,
+    ``questions``, ``pairs``, ``pairs.en``, ``boxes``, ``spans``)."""
     skipped: Mapping[str, Skipped]
     """By reason."""
 
@@ -118,18 +125,33 @@ class Conversion:
         )
 
     def write(
-        self, split: str, key: str, content: Mapping[str, Any], image: Image | None = None
+        self,
+        split: str,
+        key: str,
+        content: Mapping[str, Any],
+        image: Image | None = None,
+        *,
+        sound: Sound | None = None,
+        numbered: bool = False,
     ) -> None:
-        """Write one sample: the image's bytes as they are, and the json."""
-        members: dict[str, Member] = {image.extension: image.data} if image else {}
+        """Write one sample: the bytes of image and sound as they are, and the json.
+
+        ``numbered`` keys take no memory, see :meth:`ShardSet.write`.
+        """
+        members: dict[str, Member] = {x.extension: x.data for x in (image, sound) if x}
         members["json"] = content
-        self._set.write(split, key, members)
+        self._set.write(split, key, members, numbered=numbered)
         counts = self._counts.setdefault(split, Counter())
         counts["samples"] += 1
         counts["images"] += image is not None
+        counts["sounds"] += sound is not None
         counts.update(_item_counts(content))
         if self._progress:
             self._progress(sum(c["samples"] for c in self._counts.values()), self.total)
+
+    def has(self, split: str, key: str) -> bool:
+        """Whether a sample of the split has this key, which was not ``numbered``."""
+        return self._set.has(split, key)
 
     def skip(self, reason: str, name: str, count: int = 1) -> None:
         """Count ``count`` items left out for a reason, known by a name."""
@@ -183,8 +205,8 @@ class Conversion:
         self._set.add_file(REPORT, text + "\n")
 
 
-def _samples_first(item: tuple[str, int]) -> tuple[bool, bool, str]:
-    return item[0] != "samples", item[0] != "images", item[0]
+def _samples_first(item: tuple[str, int]) -> tuple[bool, bool, bool, str]:
+    return item[0] != "samples", item[0] != "images", item[0] != "sounds", item[0]
 
 
 def _item_counts(content: Mapping[str, Any]) -> Mapping[str, int]:
@@ -236,6 +258,12 @@ def hold_back(names: Iterable[str], salt: str, **counts: int) -> dict[str, str]:
     return splits
 
 
+def draw_split(salt: str, name: str, test: float, dev: float) -> str:
+    """The split of what has a name, by hash, with these shares held back."""
+    share = stable_fraction(salt, name)
+    return "test" if share < test else "dev" if share < test + dev else "train"
+
+
 def check_shares(**shares: float) -> None:
     """Shares held back must be in 0..1 and leave something to train on.
 
@@ -269,36 +297,44 @@ def first_file(candidates: Iterable[Path]) -> Path | None:
     return next((p for p in candidates if p.exists()), None)
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return open(path, "rb")
+def _open(path: Lines) -> BinaryIO:
+    if isinstance(path, zipfile.Path):
+        return cast(BinaryIO, path.open("rb"))
+    packed: Any = {".gz": gzip, ".xz": lzma, ".bz2": bz2}.get(path.suffix)
+    return cast(BinaryIO, packed.open(path, "rb")) if packed else open(path, "rb")
 
 
-def _raw_lines(path: Path) -> Iterator[bytes]:
+def raw_lines(path: Lines) -> Iterator[bytes]:
+    r"""Lines of bytes, split at ``\n`` alone, without their ends.
+
+    Raises:
+        SourceError: the file cannot be read, or what is packed in it is not whole.
+    """
     try:
         with _open(path) as file:
             for number, line in enumerate(file):
                 if number == 0:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 yield line.rstrip(b"\r\n")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise SourceError(f"{path}: not whole gzip data ({error}); download it again") from None
+    except (gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        form = _PACKED.get(Path(str(path)).suffix, "zip")
+        raise SourceError(f"{path}: not whole {form} data ({error}); download it again") from None
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror}); check it") from None
+        # bzip2 has no error of its own
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error}); check it") from None
 
 
-def count_lines(path: Path) -> int:
-    """Lines of a plain or gzip file."""
-    return sum(1 for _ in _raw_lines(path))
+def count_lines(path: Lines) -> int:
+    """Lines of a file, packed or not."""
+    return sum(1 for _ in raw_lines(path))
 
 
-def read_lines(path: Path, to: Conversion) -> Iterator[tuple[int, str | None]]:
-    r"""Numbered lines (from 1) of a UTF-8 file, plain or gzip, split at ``\n`` alone.
+def read_lines(path: Lines, to: Conversion) -> Iterator[tuple[int, str | None]]:
+    r"""Numbered lines (from 1) of a UTF-8 file, packed or not, split at ``\n`` alone.
 
     A line that is not UTF-8 comes as None, and is counted as skipped.
     """
-    for number, line in enumerate(_raw_lines(path), start=1):
+    for number, line in enumerate(raw_lines(path), start=1):
         try:
             yield number, line.decode("utf-8")
         except UnicodeDecodeError:
@@ -307,20 +343,23 @@ def read_lines(path: Path, to: Conversion) -> Iterator[tuple[int, str | None]]:
 
 
 def parallel_lines(
-    files: Mapping[str, Path], to: Conversion
+    files: Mapping[str, Lines], to: Conversion, *, checked: bool = False
 ) -> Iterator[tuple[int, dict[str, str | None]]]:
     """Line i of every file, by name; lines that cannot be read as text are None.
+
+    ``checked``: :func:`check_line_counts` has been called with them.
 
     Raises:
         SourceError: the files differ in their number of lines; all counts are named.
     """
-    check_line_counts(files.values())
+    if not checked:
+        check_line_counts(files.values())
     readers = {name: read_lines(path, to) for name, path in files.items()}
     for rows in zip(*readers.values(), strict=True):
         yield rows[0][0], {name: row[1] for name, row in zip(readers, rows, strict=True)}
 
 
-def check_line_counts(paths: Iterable[Path]) -> int:
+def check_line_counts(paths: Iterable[Lines]) -> int:
     """The number of lines that all files have.
 
     Raises:
@@ -342,6 +381,8 @@ def write_parallel(
     texts: Mapping[str, str | None],
     names: Mapping[str, str],
     label: str | None = None,
+    *,
+    numbered: bool = False,
 ) -> None:
     """Write one sentence in several languages, or count why not.
 
@@ -352,6 +393,7 @@ def write_parallel(
         texts: by language; None where the line was not text (counted already).
         names: where each text stands, for the report.
         label: the sample's id, its split and key by default.
+        numbered: see :meth:`ShardSet.write`.
     """
     found = {}
     for language, text in texts.items():
@@ -362,7 +404,8 @@ def write_parallel(
     if len(found) < 2:
         to.skip("sentence in fewer than two languages", f"{split}/{key}")
         return
-    to.write(split, key, {"id": label or f"{split}/{key}", "parallel": True, "texts": found})
+    content = {"id": label or f"{split}/{key}", "parallel": True, "texts": found}
+    to.write(split, key, content, numbered=numbered)
 
 
 def read_json(path: Path, expected: str, hook: Callable[[Any], Any] | None = None) -> Any:
@@ -396,6 +439,21 @@ class Image:
     data: bytes
 
 
+@dataclass(frozen=True)
+class Sound:
+    """Encoded sound as it was found."""
+
+    extension: Literal["flac", "wav", "ogg", "mp3"]
+    data: bytes
+
+
+def as_image(data: bytes) -> Image | None:
+    """The image that bytes are, told by the first of them; None if neither JPEG nor PNG."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return Image("jpg", data)
+    return Image("png", data) if data.startswith(b"\x89PNG\r\n\x1a\n") else None
+
+
 def read_image(path: Path, to: Conversion, name: str, count: int = 1) -> Image | None:
     """An image's bytes; when there are none or they are neither JPEG nor PNG, None, and counted.
 
@@ -408,13 +466,10 @@ def read_image(path: Path, to: Conversion, name: str, count: int = 1) -> Image |
     if not path.is_file():
         to.skip("image missing", name, count)
         return None
-    data = path.read_bytes()
-    if data.startswith(b"\xff\xd8\xff"):
-        return Image("jpg", data)
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return Image("png", data)
-    to.skip("image is neither JPEG nor PNG", name, count)
-    return None
+    image = as_image(path.read_bytes())
+    if image is None:
+        to.skip("image is neither JPEG nor PNG", name, count)
+    return image
 
 
 def answer_list(answers: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ macrolanguage keep their code, so that they stay apart: ``yue``, ``wuu``, ``arz`
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 _ISO_639_1 = """
@@ -47,3 +48,29 @@ def language_code(code: str) -> str:
     ('de', 'zh', 'yue', 'nb')
     """
     return _table().get(code.lower(), code.lower())
+
+
+def locale_code(code: str) -> str:
+    """The code for a language named together with a region or a script.
+
+    A region goes, since it says little about the writing, except in Chinese, where it tells the
+    script: ``zh`` is simplified, ``zh-hant`` traditional. Anything longer than a region stays.
+
+    >>> locale_code("pt_BR"), locale_code("sv-SE"), locale_code("zh_TW"), locale_code("zh-Hans")
+    ('pt', 'sv', 'zh-hant', 'zh')
+    >>> locale_code("deu"), locale_code("bn_rom"), locale_code("sr-Latn")
+    ('de', 'bn-rom', 'sr-latn')
+    """
+    first, *rest = re.split("[-_]", code.lower())
+    language = language_code(first)
+    if language == "zh" and rest:
+        if set(rest) & {"hant", "tw", "hk", "mo"}:
+            return "zh-hant"
+        rest = [part for part in rest if part != "hans"]
+    kept = [part for part in rest if not re.fullmatch("[a-z]{2}|[0-9]{3}", part)]
+    return "-".join([language, *kept])
+
+
+def chosen_language(option: object) -> str:
+    """The code for a language given as an option: YAML reads ``no``, Norwegian, as false."""
+    return locale_code("no" if option is False else str(option))

@@ -10,10 +10,12 @@ Reads what it finds of three layouts, in the folder or below it:
 
 2. Row-aligned translations: row i of every file of a split is the same pair. Columns are found by
    name: ``label`` or ``gold_label``, ``sentence1`` and ``sentence2``, which end in ``_<language>``
-   when a file holds several languages (myXNLI, KorNLI)::
+   when a file holds several languages (myXNLI, KorNLI), or ``premise`` and ``hypo`` (XNLI-MT, the
+   translated training data of ``XNLI-MT-1.0.zip``, where a contradiction is ``contradictory``)::
 
-       my.genre.dev.tsv   genre  label  sentence1_en  sentence2_en  sentence1_my  sentence2_my
-       xnli.dev.ko.tsv    sentence1  sentence2  gold_label
+       my.genre.dev.tsv       genre  label  sentence1_en  sentence2_en  sentence1_my  sentence2_my
+       xnli.dev.ko.tsv        sentence1  sentence2  gold_label
+       multinli.train.de.tsv  premise  hypo  label
 
    Where a split is there as published, row-aligned files of it are an error: nothing says
    which of its pairs a row translates.
@@ -55,9 +57,12 @@ from crossloom.data_pipelines.sources.languages import language_code
 from crossloom.data_pipelines.write import SHARD_SIZE, sanitise
 
 LABELS = ("entailment", "neutral", "contradiction")
+_ALIASES = {"contradictory": "contradiction"}
+_SIDES = {"premise": "sentence1", "hypo": "sentence2"}  # XNLI-MT's columns
 _OFFICIAL = re.compile(r"xnli\.(?P<split>dev|test)\.tsv")
 _ROWS = re.compile(
-    r"((?P<a>[a-z]{2,3})\.genre\.(?P<b>train|dev|test)|xnli\.(?P<c>train|dev|test)\.(?P<d>[a-z]{2,3}))\.tsv"
+    r"((?P<a>[a-z]{2,3})\.genre\.(?P<b>train|dev|test)|"
+    r"(xnli|multinli(?=\.train))\.(?P<c>train|dev|test)\.(?P<d>[a-z]{2,3}))\.tsv"
 )
 _SENTENCE = re.compile(r"sentence(?P<side>[12])(_(?P<language>[a-z]{2,3}))?")
 
@@ -131,7 +136,8 @@ def _files(folder: Path) -> tuple[dict[str, Path], dict[str, list[Path]], Path |
     if not (official or aligned or train):
         raise SourceError(
             f"{folder}: no xnli.<split>.tsv, <language>.genre.<split>.tsv, "
-            "xnli.<split>.<language>.tsv or multinli_1.0_train.jsonl in it"
+            "xnli.<split>.<language>.tsv, multinli.train.<language>.tsv or "
+            "multinli_1.0_train.jsonl in it"
         )
     return official, aligned, train
 
@@ -246,7 +252,7 @@ def _columns(path: Path) -> Columns:
     default = (match["a"] or match["d"]) if match else ""
     sides: dict[str, dict[str, int]] = {}
     for place, name in enumerate(header):
-        if found := _SENTENCE.fullmatch(name):
+        if found := _SENTENCE.fullmatch(_SIDES.get(name, name)):
             language = language_code(found["language"] or default)
             sides.setdefault(language, {})[found["side"]] = place
     label = next((header.index(x) for x in ("gold_label", "label") if x in header), None)
@@ -254,7 +260,8 @@ def _columns(path: Path) -> Columns:
     if label is None or not whole or len(whole) < len(sides):
         raise SourceError(
             f"{path}: its first line must name the columns label (or gold_label), sentence1 and "
-            f"sentence2 (or sentence1_<language> …), separated by tabs; it has {', '.join(header)}"
+            "sentence2 (or sentence1_<language> …, or premise and hypo), separated by tabs; it has "
+            f"{', '.join(header)}"
         )
     return Columns(len(header), label, whole)
 
@@ -262,7 +269,7 @@ def _columns(path: Path) -> Columns:
 def _aligned(to: Conversion, split: str, files: list[Path]) -> None:
     check_line_counts(files)
     columns = {path.name: _columns(path) for path in files}
-    for number, row in parallel_lines({p.name: p for p in files}, to):
+    for number, row in parallel_lines({p.name: p for p in files}, to, checked=True):
         if number == 1:
             continue
         pair: Pair | None = None
@@ -272,6 +279,7 @@ def _aligned(to: Conversion, split: str, files: list[Path]) -> None:
             if cells is None:
                 continue
             label = cells[layout.label].strip()
+            label = _ALIASES.get(label, label)
             for language, (first, second) in layout.sentences.items():
                 known = pair or Pair(label)
                 texts = (label, cells[first].strip(), cells[second].strip())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fixtures_sources as make
+import fixtures_text_sources as text
 import pytest
 from PIL import Image
 
@@ -31,7 +32,18 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "easy-vqa": ("easy_vqa", make.easy_vqa),
     "coco": ("coco", lambda root: make.cocoqa(make.coco(root))),
     "flickr8k": ("flickr8k", make.flickr8k),
+    "opus": ("opus", text.opus),
+    "cc100": ("cc100", text.cc100),
+    "wikipedia": ("wikipedia", text.wikipedia),
+    "xnli-mt": ("xnli", text.xnli_mt),
+    "xquad": ("xquad", text.xquad),
+    "pawsx": ("pawsx", text.pawsx),
+    "librispeech": ("librispeech", text.librispeech),
+    "common-voice": ("common_voice", text.common_voice),
+    "wav-folder": ("wav_folder", text.wav_folder),
 }
+FIELDS = {"id", "parallel", "texts", "questions", "pairs", "boxes", "spans", "label", "speaker"}
+LABELS = {"entailment", "neutral", "contradiction", "paraphrase", "other"}
 
 
 def convert(name: str, *args: Any, **options: Any) -> Report:
@@ -62,11 +74,11 @@ def test_samples_have_the_common_form(source: tuple[str, Path], tmp_path: Path) 
         assert sum(len(s.entries) for s in shards) == count
         for key, members in make.samples(tmp_path / "out", split).items():
             assert "." not in key
-            assert set(members) <= {"json", "jpg", "png"}
-            for extension in set(members) - {"json"}:
+            assert set(members) <= {"json", "jpg", "png", "flac", "wav", "mp3"}
+            for extension in set(members) & {"jpg", "png"}:
                 Image.open(io.BytesIO(members[extension])).load()
             content = members["json"]
-            assert set(content) <= {"id", "parallel", "texts", "questions", "pairs", "boxes"}
+            assert set(content) <= FIELDS
             assert content["id"]
             texts = content.get("texts", {})
             assert all(texts.values())
@@ -77,8 +89,14 @@ def test_samples_have_the_common_form(source: tuple[str, Path], tmp_path: Path) 
                 assert set(question) <= {"id", "kind", "text", "answers"}
                 assert all(0 < score <= 1 for score in question["answers"].values())
             for pair in content.get("pairs", ()):
-                assert pair["label"] in ("entailment", "neutral", "contradiction")
+                assert pair["label"] in LABELS
                 assert set(pair["premise"]) == set(pair["hypothesis"])
+            for span in content.get("spans", ()):
+                assert set(span["text"]) == set(span["answers"]) <= set(texts)
+                for language, answers in span["answers"].items():
+                    for answer in answers:
+                        start, words = answer["start"], answer["text"]
+                        assert texts[language][0][start : start + len(words)] == words
         items: dict[str, int] = {}
         for shard in shards:
             for entry in shard.entries:
