@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crossloom.units import Array
+from crossloom.units import Array, Defect
 
 
 def _join(arrays: Sequence[Any]) -> Any:
@@ -104,7 +104,8 @@ class Batch:
     units: int = 0  #: real units over all views, blanks left out
     micro: tuple[int, ...] = ()  #: which micro-batches of the run these are
     component: tuple[str, ...] = ()  #: the mixture component of each micro-batch
-    defects: tuple[tuple[str, str, str], ...] = field(default=())  #: (example, kind, message)
+    defects: tuple[Defect, ...] = field(default=())  #: bad samples left out
+    marks: bytes = b""  #: for each example asked for, in order: 1 where it was bad
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch as tensors on a device."""
@@ -181,6 +182,7 @@ def fuse(batches: Sequence[Batch], of_units: Mapping[str, str]) -> Batch:
         micro=sum((b.micro for b in batches), ()),
         component=sum((b.component for b in batches), ()),
         defects=sum((b.defects for b in batches), ()),
+        marks=b"".join(b.marks for b in batches),
     )
 
 

@@ -74,7 +74,7 @@ def _status(error: Exception, configuration: tuple[type[Exception], ...]) -> int
     name = type(error).__name__
     if name in ("RecipeError", "SourceError"):
         return 2
-    if name in ("RunError", "CheckpointError"):
+    if name in ("RunError", "CheckpointError", "WorkerError"):
         return 1
     if isinstance(error, OSError) and error.strerror:
         return 1
@@ -123,34 +123,55 @@ def make(
 
 
 @shards.command("index")
-def index(patterns: list[str]) -> None:
-    """Write (or renew) the index beside each tar."""
-    from crossloom.data_pipelines.shards import describe, open_shards
+def index(
+    patterns: list[str],
+    into: Annotated[str, typer.Option(help="Folder for indexes of read-only stores.")] = "",
+    checksums: Annotated[bool, typer.Option(help="Read all bytes and keep checksums.")] = True,
+    renew: Annotated[bool, typer.Option(help="Make new ones, whatever there is.")] = False,
+) -> None:
+    """Write (or renew) the index beside each tar; tars elsewhere are fetched to be indexed."""
+    from crossloom.data_pipelines.check import write_indexes
+    from crossloom.data_pipelines.shards import describe, expand
 
-    found = open_shards(patterns)
+    with counting("shards index") as progress:
+        found = write_indexes(expand(patterns), into, checksums, renew, progress)
     total = describe(found)
     console.print(f"{total['shards']} shards, {total['samples']} samples")
     console.print(json.dumps(total, indent=1))
+    damaged = [d for s in found for d in s.defects]
+    for one in damaged:
+        console.print(f"{one.shard}: {one.kind}: {one.message}", markup=False, soft_wrap=True)
+    if damaged:
+        raise typer.Exit(1)
 
 
 @shards.command("check")
 def check(
-    patterns: list[str],
+    patterns: Annotated[
+        Optional[list[str]], typer.Argument(help="Shards; those of the recipe when none.")
+    ] = None,
     recipe: Annotated[str, typer.Option(help="Decode as this recipe or run would.")] = "",
     quarantine: Annotated[Path, typer.Option(help="List of what is bad.")] = Path(
         "quarantine.jsonl"
     ),
 ) -> None:
     """Read every sample; count and list what is wrong with it."""
-    from crossloom.data_pipelines.check import check_shards
+    from crossloom.data_pipelines.check import check, check_shards
     from crossloom.training.recipe import load_recipe
 
-    modalities = None
-    if recipe:
-        chosen = load_recipe(recipe).located()
-        modalities = {s: m for s, m in chosen.modalities.items() if m.kind != "text"}
+    if not recipe and not patterns:
+        raise ValueError("shards check: give shards, or --recipe with a recipe to check those of")
     with counting("shards check") as progress:
-        report = check_shards(patterns, modalities, quarantine, progress)
+        if recipe and not patterns:
+            from crossloom.training.run import uses
+
+            report = check(uses(load_recipe(recipe).located()), quarantine, progress)
+        else:
+            modalities = None
+            if recipe:
+                chosen = load_recipe(recipe).located()
+                modalities = {s: m for s, m in chosen.modalities.items() if m.kind != "text"}
+            report = check_shards(patterns or [], modalities, quarantine, progress)
     table = Table("defect", "samples")
     for kind, count in sorted(report.defects.items()):
         table.add_row(kind, str(count))

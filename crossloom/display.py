@@ -51,8 +51,12 @@ def figures(values: dict[str, float]) -> str:
     ]
     if "mfu" in values:
         rest.append(f"MFU {values['mfu']:.1%}")
-    if values.get("bad"):
-        rest.append(f"bad {values['bad']:.0f}")
+    if values.get("bad_total"):
+        kinds = {k.removeprefix("bad/"): n for k, n in values.items() if k.startswith("bad/")}
+        most = sorted(kinds.items(), key=lambda x: -x[1])
+        rest.append(
+            f"bad {values['bad_total']:.0f} ({', '.join(f'{n:.0f} {kind}' for kind, n in most)})"
+        )
     return " · ".join([*losses, *rest])
 
 

@@ -7,6 +7,8 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
+from crossloom.data_pipelines import cache
+
 
 def findings() -> list[tuple[str, str]]:
     """Pairs of (what, found): versions, cores, memory, devices, disk."""
@@ -33,6 +35,7 @@ def findings() -> list[tuple[str, str]]:
         ]
     else:
         out.append(("cuda", "none: everything runs on the CPU"))
+    out.append(("shard cache", f"{cache.folder()}, {cache.limit() / 1e9:g} GB at most"))
     free = shutil.disk_usage(".").free / 2**30
     out.append(("disk here", f"{free:.0f} GiB free"))
     if os.path.isdir("/dev/shm"):

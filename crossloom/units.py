@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,15 @@ class BadSample(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.kind, str(self))
+
+
+class Defect(NamedTuple):
+    """What is wrong with one sample, or with a shard as a whole (``key`` is then empty)."""
+
+    shard: str
+    key: str
+    kind: str
+    message: str
 
 
 class Fate(IntEnum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from crossloom.batch import Batch, fuse
 from crossloom.data_pipelines.collate import Collator, Example
+from crossloom.data_pipelines.errors import ShardError, WorkerError
 from crossloom.data_pipelines.mixture import Mixture
 from crossloom.data_pipelines.order import Order, Place
 from crossloom.data_pipelines.source import Defect, Source
@@ -37,6 +39,27 @@ class Stack:
             for name, part in parts.items()
         }
 
+    @property
+    def defects(self) -> tuple[Defect, ...]:
+        """What is wrong with whole shards, each named once."""
+        found = (d for part in self.parts.values() for d in part.source.defects)
+        return tuple(dict.fromkeys(found))
+
+    def fingerprints(self) -> dict[str, str]:
+        """By component, what its order of examples follows from beside the recipe."""
+        return {name: part.source.fingerprint() for name, part in self.parts.items()}
+
+    @property
+    def advice(self) -> list[str]:
+        """What about the data should be mended, though the run can go on."""
+        hints = (p.source.crowded(p.order.readers) for p in self.parts.values())
+        return [hint for hint in hints if hint]
+
+    @property
+    def live(self) -> list[str]:
+        """Components that read a live stream, whose order cannot be had again."""
+        return [name for name, part in self.parts.items() if part.source.live]
+
     def places(self, number: int) -> tuple[str, list[Place]]:
         """Component and places of a micro-batch, without touching data."""
         name, own = self.mixture.at(number)
@@ -51,9 +74,20 @@ class Stack:
         """The micro-batch; bad samples are left out and listed."""
         name, places = self.places(number)
         part = self.parts[name]
-        good, bad = decode(part.source, places, self.collator, self._streams[name])
-        batch = self.collator.batch(good, part.objectives, self.examples)
-        return replace(batch, micro=(number,), component=(name,), defects=tuple(bad))
+        streams, collator = self._streams[name], self.collator
+        found = [
+            part.source.example(p, collator.modalities, streams, collator.seed, places)
+            for p in places
+        ]
+        good = [x for x in found if isinstance(x, Example)]
+        batch = collator.batch(good, part.objectives, self.examples)
+        return replace(
+            batch,
+            micro=(number,),
+            component=(name,),
+            defects=tuple(x for x in found if isinstance(x, Defect)),
+            marks=bytes(isinstance(x, Defect) for x in found),
+        )
 
 
 def decode(
@@ -107,7 +141,17 @@ class Shares:
         return [list(mine[i : i + size]) for i in range(0, len(mine), size)]
 
 
-class _Passes(Dataset[Batch]):
+@dataclass(frozen=True)
+class Failed:
+    """What ended the making of a batch; raised where the batch is asked for.
+
+    An exception that leaves a worker by itself arrives as a page of traceback.
+    """
+
+    error: ShardError
+
+
+class _Passes(Dataset["Batch | Failed"]):
     """Item i: the i-th forward pass of this process, its micro-batches fused into one batch."""
 
     def __init__(self, stack: Any, shares: Shares, steps: range) -> None:
@@ -117,17 +161,25 @@ class _Passes(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.steps) * self.shares.passes
 
-    def __getitem__(self, item: int) -> Batch:
+    def __getitem__(self, item: int) -> Batch | Failed:
         step, group = divmod(item, self.shares.passes)
         numbers = self.shares.of_step(self.steps[step])[group]
-        return fuse([self.stack.micro(n) for n in numbers], self._of_units)
+        try:
+            return fuse([self.stack.micro(n) for n in numbers], self._of_units)
+        except ShardError as error:
+            return Failed(error)
 
 
 def load(
     stack: Any, shares: Shares, steps: range, *, workers: int, pin: bool = False
 ) -> Iterator[list[Batch]]:
-    """The batches of each step, in order, made by worker processes (in this one if 0)."""
-    loader: DataLoader[Batch] = DataLoader(
+    """The batches of each step, in order, made by worker processes (in this one if 0).
+
+    Raises:
+        ShardError: a shard cannot be had.
+        RuntimeError: of torch, when a worker was killed: see :func:`killed`.
+    """
+    loader: DataLoader[Batch | Failed] = DataLoader(
         _Passes(stack, shares, steps),
         batch_size=None,
         shuffle=False,
@@ -140,7 +192,35 @@ def load(
     )
     batches = iter(loader)
     for _ in steps:
-        yield [next(batches) for _ in range(shares.passes)]
+        yield [_good(next(batches)) for _ in range(shares.passes)]
+
+
+def _good(found: Batch | Failed) -> Batch:
+    if isinstance(found, Failed):
+        raise found.error
+    return found
+
+
+def killed(error: RuntimeError) -> WorkerError | None:
+    """What torch says when a loader process dies, in words that help; None for other errors.
+
+    Torch says so from a signal handler: it may be raised anywhere, not only where batches are
+    waited for.
+    """
+    said = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", str(error))
+    if said is None:
+        return None
+    pid, how = said[1], said[2]
+    if "Bus error" in how:
+        cause = "there is too little shared memory (/dev/shm); make it larger or set workers=0"
+    elif "Killed" in how or "unexpectedly" in how:
+        cause = "most often because memory ran out; lower workers, or examples and window"
+    else:
+        cause = "it broke down; run with workers=0 to see where"
+    return WorkerError(
+        f"a process that loads data (pid {pid}) was ended by the system: "
+        f"{how.strip().rstrip('.')}; {cause}; then go on with --resume"
+    )
 
 
 def _same(batch: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from crossloom.data_pipelines.layouts import adapt
 from crossloom.data_pipelines.shards import Entry
 from crossloom.units import BadSample, Passage, Sample
 
@@ -49,22 +50,20 @@ class Reader(ABC):
 
 
 def sample_json(members: Mapping[str, bytes]) -> dict[str, Any]:
-    """The parsed ``json`` member.
+    """The ``json`` member, parsed; captions in other layouts brought to the form of ours.
 
     Raises:
-        BadSample: missing, not UTF-8, not JSON, or not an object.
+        BadSample: missing, not UTF-8, not JSON, or neither an object nor captions.
     """
-    if "json" not in members:
+    if "json" not in members and not any(m.endswith("txt") for m in members):
         raise BadSample("missing member", f"no json; it has {', '.join(sorted(members))}")
     try:
-        content = json.loads(members["json"].decode("utf-8"))
+        content = json.loads(members["json"].decode("utf-8")) if "json" in members else None
     except UnicodeDecodeError as error:
         raise BadSample("not UTF-8", f"json: {error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadSample("undecodable", f"json: {error}") from None
-    if not isinstance(content, dict):
-        raise BadSample("undecodable", "json: not an object")
-    return content
+    return adapt(content, members)
 
 
 def _field(content: Mapping[str, Any], name: str) -> Any:
@@ -116,6 +115,8 @@ class Texts(Reader):
     kind: ClassVar[str] = "texts"
     of: str = "texts"
     """Field of the json: texts by language."""
+    unnamed: str = ""
+    """Language of texts whose language the shards do not say (img2dataset's ``txt``)."""
     languages: tuple[str, ...] = ()
     """Languages to draw from; empty for all."""
     weights: Mapping[str, float] | None = None
@@ -130,7 +131,7 @@ class Texts(Reader):
             n
             for k, n in entry.items.items()
             if (code := k.removeprefix(f"{self.of}.")) != k
-            and (not self.languages or code in self.languages)
+            and (not self.languages or (code or self.unnamed) in self.languages)
         )
 
     def read(
@@ -138,6 +139,9 @@ class Texts(Reader):
     ) -> tuple[Sample, Labels]:
         """``text`` is one passage; label ``language``."""
         texts = _field(sample_json(members), self.of)
+        if self.unnamed and "" in texts:
+            also = {self.unnamed: [*texts.get(self.unnamed, ()), *texts[""]]}
+            texts = {code: some for code, some in texts.items() if code} | also
         found = _choose(texts, self.languages, self.of)
         if self.all_texts:
             ordered = texts if not self.languages else {x: texts[x] for x in texts if x in found}

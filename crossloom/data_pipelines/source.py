@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from hashlib import blake2b
 from typing import cast
 
 import numpy as np
 
+from crossloom.data_pipelines import cache
 from crossloom.data_pipelines.collate import Example
+from crossloom.data_pipelines.layouts import misnamed
 from crossloom.data_pipelines.order import Order, Place
 from crossloom.data_pipelines.read import Labels, Reader
-from crossloom.data_pipelines.shards import Shard, ShardError
+from crossloom.data_pipelines.shards import Entry, Shard, ShardError
 from crossloom.modalities.modality import Modality
-from crossloom.units import BadSample, Passage, Sample, keyed_rng
+from crossloom.units import BadSample, Defect, Passage, Sample, Units, keyed_rng
 
-Defect = tuple[str, str, str]  #: (example, kind, message)
+__all__ = ["Defect", "Source"]
 
 
 class Source:
     """Examples of one component, found by place."""
+
+    live = False  #: whether what comes cannot be read again
 
     def __init__(self, name: str, shards: tuple[Shard, ...], reader: Reader) -> None:
         """Count the examples of each shard.
@@ -28,18 +33,42 @@ class Source:
             ShardError: no sample gives the reader an example.
         """
         self.name, self.shards, self.reader = name, shards, reader
-        self.ends = [
-            np.cumsum([reader.items(e) for e in s.entries], dtype=np.int64) for s in shards
-        ]
+        self.ends = [np.cumsum([self._items(e) for e in s.entries], dtype=np.int64) for s in shards]
         self.counts = [int(e[-1]) if len(e) else 0 for e in self.ends]
         if sum(self.counts) == 0:
             raise ShardError(
-                f"{name}: {len(shards)} shards from {shards[0].path} hold no example for reader "
+                f"{name}: {len(shards)} shards from {shards[0].shown} hold no example for reader "
                 f"{reader.kind!r}; look at them with `crossloom shards show`"
             )
 
+    def _items(self, entry: Entry) -> int:
+        # a sample that cannot be used keeps a place, so that it is met and counted
+        return self.reader.items(entry) or int(entry.fault is not None)
+
+    @property
+    def defects(self) -> tuple[Defect, ...]:
+        """What is wrong with whole shards; with samples, it is found when they are read."""
+        return tuple(d for s in self.shards for d in s.defects)
+
     def __len__(self) -> int:
         return sum(self.counts)
+
+    def fingerprint(self) -> str:
+        """Hash of the shards' names and how many examples each holds: the order follows them."""
+        told = [f"{s.name}:{n}" for s, n in zip(self.shards, self.counts, strict=True)]
+        return blake2b("\n".join(told).encode(), digest_size=8).hexdigest()
+
+    def crowded(self, readers: int) -> str:
+        """What to mend when the cache is too small for what the readers walk along, or ``""``."""
+        far = [s.size for s in self.shards if s.cached]
+        need = min(len(far), 2 * readers) * max(far, default=0)
+        if not far or min(need, sum(far)) <= cache.limit():
+            return ""
+        return (
+            f"{self.name}: {readers} readers walk along {need / 1e9:.1f} GB of remote shards at a "
+            f"time, and the cache holds {cache.limit() / 1e9:g} GB: shards will be fetched again "
+            "and again; raise CROSSLOOM_CACHE_GB or lower `readers`"
+        )
 
     def locate(self, place: Place) -> tuple[Shard, int, int]:
         """Shard, number of the sample in it, and item of the sample."""
@@ -52,8 +81,8 @@ class Source:
         """The example's key and its sample's, without touching data."""
         shard, sample, item = self.locate(place)
         entry = shard.entries[sample]
-        name = f"{Path(shard.path).stem}/{entry.key}"
-        return (f"{name}#{item}" if self.reader.items(entry) > 1 else name), name
+        name = f"{shard.name}/{entry.key}"
+        return (f"{name}#{item}" if self._items(entry) > 1 else name), name
 
     def example(
         self,
@@ -72,31 +101,27 @@ class Source:
             seed: of all draws, with the epoch and the example's key.
             others: the micro-batch's places: where a mismatched second passage may come from.
         """
-        shard, number, _ = self.locate(place)
+        shard, number, item = self.locate(place)
         key, name = self.key(place)
+        members: Mapping[str, bytes] = {}
         try:
-            sample, labels = self._read(place, seed)
+            members = shard.read(number)
+            rng = keyed_rng(seed, place.epoch, key, "read")
+            sample, labels = visit(self.reader, members, item, rng)
             if self.reader.mismatched:
                 second = self._foreign(place, seed, others)
                 labels = {**labels, "matched": second is None}
                 if second is not None:
                     sample = {**sample, "text": (sample["text"][0], second)}
-            units = {}
-            for stream, modality in modalities.items():
-                if stream in streams:
-                    units[stream] = modality.decode(
-                        sample, keyed_rng(seed, place.epoch, key, stream)
-                    )
-                    if len(units[stream]) == 0:
-                        raise BadSample("empty stream", f"{stream}: no units")
+            units = units_of(sample, key, place.epoch, modalities, streams, seed)
         except BadSample as error:
-            return key, error.kind, f"{shard.path}: {shard.entries[number].key}: {error}"
+            return defect(shard, shard.entries[number].key, error, members)
         return Example(key=key, sample=name, epoch=place.epoch, units=units, labels=labels)
 
     def _read(self, place: Place, seed: int) -> tuple[Sample, Labels]:
         shard, number, item = self.locate(place)
         rng = keyed_rng(seed, place.epoch, self.key(place)[0], "read")
-        return self.reader.read(shard.read(number), item, rng)
+        return visit(self.reader, shard.read(number), item, rng)
 
     def _foreign(self, place: Place, seed: int, others: Sequence[Place]) -> Passage | None:
         """The second passage of another sample, or None where the example stays matched."""
@@ -131,3 +156,52 @@ class Source:
             for shard, count in enumerate(self.counts)
             for example in range(count)
         ]
+
+
+def units_of(
+    sample: Sample,
+    key: str,
+    epoch: int,
+    modalities: Mapping[str, Modality],
+    streams: frozenset[str],
+    seed: int,
+) -> dict[str, Units]:
+    """The units of an example, by stream.
+
+    Raises:
+        BadSample: a modality cannot use it, or finds nothing in it.
+    """
+    units = {}
+    for stream, modality in modalities.items():
+        if stream in streams:
+            units[stream] = modality.decode(sample, keyed_rng(seed, epoch, key, stream))
+            if len(units[stream]) == 0:
+                raise BadSample("empty stream", f"{stream}: no units")
+    return units
+
+
+def visit(
+    reader: Reader, members: Mapping[str, bytes], item: int, rng: np.random.Generator
+) -> tuple[Sample, Labels]:
+    """What a reader makes of a sample.
+
+    Raises:
+        BadSample: it cannot use it; "wrong shape" when its json is built in another way.
+    """
+    try:
+        return reader.read(members, item, rng)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        # a json that anybody may have written, where an object stands for a list, or the like
+        raise BadSample(
+            "wrong shape",
+            f"json: not built as reader {reader.kind!r} expects ({type(error).__name__}: {error})",
+        ) from None
+
+
+def defect(shard: Shard, key: str, error: BadSample, members: Mapping[str, bytes]) -> Defect:
+    """What is wrong with a sample, for the lists; a wrong extension is named as such."""
+    wrong = misnamed(members) if error.kind == "undecodable" else ""
+    if wrong:
+        return Defect(shard.shown, key, "wrong extension", wrong)
+    message = re.sub(r" at 0x[0-9a-f]+", "", str(error))  # the same in every run
+    return Defect(shard.shown, key, error.kind, message)

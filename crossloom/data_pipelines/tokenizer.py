@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from crossloom.data_pipelines.mixture import temperature
+from crossloom.data_pipelines.read import sample_json
 from crossloom.data_pipelines.shards import Shard
-from crossloom.units import keyed_rng
+from crossloom.units import BadSample, keyed_rng
 
 
 def texts_of(content: Any, language: str = "") -> Iterator[tuple[str, str]]:
     """All (language, text) of a sample's json: texts, questions, pairs, spans, expressions."""
     for name in ("texts", "statements", "text", "premise", "hypothesis"):
-        for code, value in (content.get(name) or {}).items():
-            for text in value if isinstance(value, list) else [value]:
-                yield code, text
+        value = content.get(name)
+        for code, some in value.items() if isinstance(value, dict) else ():
+            for text in some if isinstance(some, list) else [some]:
+                if isinstance(text, str):
+                    yield code, text
     # where there are texts they hold the referring expressions already
     refers = () if content.get("texts") else ("refers",)
     for name in ("questions", "pairs", "spans", *refers):
-        for item in content.get(name) or ():
-            yield from texts_of(item)
+        value = content.get(name)
+        for item in value if isinstance(value, list) else ():
+            if isinstance(item, dict):
+                yield from texts_of(item)
 
 
 def sentences(shards: Iterable[Shard]) -> Iterator[tuple[str, str]]:
-    """All (language, text) of shards; samples whose json cannot be read are passed over."""
+    """All (language, text) of shards; samples that cannot be read are passed over."""
     for shard in shards:
         for number, entry in enumerate(shard.entries):
-            if "json" not in entry.members:
+            if not any(m == "json" or m.endswith("txt") for m in entry.members):
                 continue
-            try:
-                content = json.loads(shard.read(number)["json"])
-            except ValueError:
-                continue
-            yield from texts_of(content)
+            with suppress(BadSample):
+                yield from texts_of(sample_json(shard.read(number)))
 
 
 def train(

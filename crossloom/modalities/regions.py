@@ -77,7 +77,7 @@ class Regions(Modality):
             BadSample: "missing member", "undecodable", "wrong type", "wrong shape",
                 "NaN features", "box outside image", "empty stream".
         """
-        arrays = read_npz(sample, self.field)
+        arrays = read_arrays(sample, self.field)
         feature = self._array(arrays, "features", (None, self.features))[: self.limit]
         box = self._array(arrays, "boxes", (len(arrays["features"]), 4))[: self.limit]
         size = self._array(arrays, "size", (2,))
@@ -186,6 +186,42 @@ class Regions(Modality):
     def embedder(self, width: int) -> RegionEmbedder:
         """Linear layers for feature and box, joined as ``norm`` says."""
         return RegionEmbedder(self.features, self.box, width, self.norm, self.dropout, self.overall)
+
+
+def read_arrays(sample: Sample, field: str) -> dict[str, Array]:
+    """The arrays of regions, in our layout or in others'.
+
+    ``field`` is an ``npz``; where there is none, each array is a member of its own
+    (``features.npy``, ``boxes.npy``, ``size.npy``, …). Bottom-up-attention's names are known:
+    ``x``, ``bbox``, ``image_w`` and ``image_h`` (with ``num_bbox`` rows that count).
+
+    Raises:
+        BadSample: missing, truncated, or neither npz nor npy.
+    """
+    single = {k.removesuffix(".npy").rpartition(".")[2]: k for k in sample if k.endswith(".npy")}
+    if field in sample or not single:
+        arrays = read_npz(sample, field)
+    else:
+        arrays = {}
+        for name, member in single.items():
+            try:
+                arrays[name] = _array(sample[member])
+            except Exception as error:  # as in an npz
+                raise BadSample(
+                    "undecodable", f"{member}: not a readable npy ({type(error).__name__}: {error})"
+                ) from None
+    if "x" not in arrays or "features" in arrays:
+        return arrays
+    count = int(arrays["num_bbox"]) if arrays.get("num_bbox", _NONE).size == 1 else None
+    arrays["features"] = arrays["x"][:count]
+    if "bbox" in arrays:
+        arrays["boxes"] = arrays["bbox"][:count]
+    if all(arrays.get(n, _NONE).size == 1 for n in ("image_w", "image_h")):
+        arrays["size"] = np.array([arrays[n].item() for n in ("image_w", "image_h")])
+    return arrays
+
+
+_NONE = np.zeros(0)
 
 
 def read_npz(sample: Sample, field: str) -> dict[str, Array]:

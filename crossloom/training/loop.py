@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from crossloom.batch import Batch
-from crossloom.data_pipelines.loader import Shares, load
+from crossloom.data_pipelines.loader import Shares, killed, load
 from crossloom.models import flops
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.reconstruct import ReconstructHead
@@ -21,6 +21,7 @@ from crossloom.training import checkpoint
 from crossloom.training.engine import Engine
 from crossloom.training.environment import Environment, peak, workers
 from crossloom.training.meters import Journal, Meters
+from crossloom.training.quarantine import Badness, Quarantine, RunError
 from crossloom.training.recipe import Recipe, RecipeError, from_yaml
 from crossloom.training.run import (
     RECIPE,
@@ -37,10 +38,6 @@ from crossloom.training.run import (
 from crossloom.training.torch_engine import TorchEngine
 
 
-class RunError(RuntimeError):
-    """A run that cannot go on: the message says why and what to do."""
-
-
 @dataclass(frozen=True)
 class Progress:
     """What a display needs after each report."""
@@ -49,36 +46,6 @@ class Progress:
     steps: int
     values: dict[str, float]
     done: bool = False
-
-
-@dataclass
-class Badness:
-    """Bad samples so far, and whether they are too many."""
-
-    recipe: Recipe
-    total: int = 0
-    seen: int = 0
-    in_a_row: int = 0
-
-    def take(self, batch: Batch) -> None:
-        """Count one batch.
-
-        Raises:
-            RunError: past the recipe's limits.
-        """
-        self.total += len(batch.defects)
-        self.seen += len(batch.defects) + len(batch.keys)
-        self.in_a_row = self.in_a_row + len(batch.defects) if not batch.keys else len(batch.defects)
-        if not batch.defects:
-            return
-        last = batch.defects[-1]
-        advice = (
-            f"the last: {last[2]} ({last[1]}); see quarantine.jsonl and `crossloom shards check`"
-        )
-        if self.in_a_row > self.recipe.bad_in_a_row:
-            raise RunError(f"{self.in_a_row} bad samples in a row; {advice}")
-        if self.seen >= 1000 and self.total > self.recipe.bad_share * self.seen:
-            raise RunError(f"{self.total} of {self.seen} samples are bad; {advice}")
 
 
 class Stop:
@@ -121,7 +88,8 @@ def train(
 
     Raises:
         RecipeError: the recipe does not fit itself, its data, or the run directory.
-        RunError: too many bad samples, or a loss that is not finite.
+        RunError: too many bad samples, a loss that is not finite, or a loader process that died.
+        ShardError: shards are missing, or cannot be had any more.
     """
     recipe = recipe.located()
     folder = out / "checkpoints"
@@ -138,23 +106,43 @@ def train(
         weights, _ = load_weights(recipe.start)
         start_from(model, weights)
     engine: Engine = TorchEngine(model, recipe, environment)
-    first = 0
-    badness = Badness(recipe)
+    first, before = 0, dict[str, str]()
+    badness = Badness(recipe, stack.defects)
     if latest and found:
-        first = found.step
-        _restore(found, str(latest), engine, recipe, badness)
+        first, before = found.step, found.notes.get("data", {})
+        _restore(found, str(latest), engine, recipe, badness, environment.main)
     if environment.main:
         prepare_folder(out, recipe)
+        Quarantine.prepare(out, first, stack.defects)
         for reason in refused:
             print(f"refused checkpoint: {reason}")
+        for name, told in before.items():
+            if told != stack.fingerprints().get(name, told):
+                print(f"{name}: its shards hold other numbers of examples than when step {first} "
+                      "was saved; the order of examples is another one from here")  # fmt: skip
+        for hint in stack.advice:
+            print(hint)
+        for name in stack.live:
+            print(f"{name}: a live stream, read as it comes: a resumed run is approximate, it "
+                  "goes on with whatever comes then")  # fmt: skip
     environment.barrier()
-    run = _Run(recipe, out, environment, model, engine, badness)
+    run = _Run(recipe, out, environment, model, engine, badness, stack.fingerprints())
     with Stop() as stop:
-        return run.steps(stack, shares, first, stop, display)
+        try:
+            return run.steps(stack, shares, first, stop, display)
+        except RuntimeError as error:
+            if (known := killed(error)) is None:
+                raise
+            raise RunError(str(known)) from None
 
 
 def _restore(
-    found: checkpoint.Checkpoint, path: str, engine: Engine, recipe: Recipe, badness: Badness
+    found: checkpoint.Checkpoint,
+    path: str,
+    engine: Engine,
+    recipe: Recipe,
+    badness: Badness,
+    main: bool,
 ) -> None:
     check_identities(recipe, found.notes.get("identities", {}), str(Path(path).parent.parent))
     try:
@@ -163,6 +151,9 @@ def _restore(
     except (RuntimeError, ValueError) as error:
         raise RecipeError(f"{path}: does not fit the recipe ({error})") from None
     badness.total, badness.seen = found.notes.get("bad", 0), found.notes.get("seen", 0)
+    badness.in_a_row = found.notes.get("in_a_row", 0)
+    if main:  # these are of all processes
+        badness.kinds.update(found.notes.get("kinds", {}))
 
 
 @dataclass
@@ -173,6 +164,7 @@ class _Run:
     model: CrossloomModel
     engine: Engine
     badness: Badness
+    data: dict[str, str]
 
     def steps(
         self,
@@ -185,6 +177,7 @@ class _Run:
         recipe, environment = self.recipe, self.environment
         meters = Meters(environment)
         journal = Journal(self.out, first) if environment.main else None
+        quarantine = Quarantine(self.out, environment.rank)
         batches = load(
             stack,
             shares,
@@ -198,7 +191,9 @@ class _Run:
             waited = time.perf_counter()
             mine = next(batches)
             waited = time.perf_counter() - waited
-            self._quarantine(mine)
+            for batch in mine:
+                quarantine.add(step + 1, batch.defects)
+                self.badness.take(batch)
             counts, stopping = self._counts(mine, stop)
             sums = self.engine.step(step, mine, counts)
             step += 1
@@ -229,10 +224,16 @@ class _Run:
         return report
 
     def _counts(self, batches: list[Batch], stop: Stop) -> tuple[dict[str, float], bool]:
-        """Global counts by objective; and whether any process was asked to stop."""
+        """Global counts by objective; and whether any process was asked to stop.
+
+        Raises:
+            RunError: too many samples are bad.
+        """
         names = list(self.recipe.objectives)
         local = [sum(b.counts[n] for b in batches) for n in names]
-        *total, asked = self.environment.total([*local, float(stop.asked)])
+        mine = [*local, float(stop.asked), *self.badness.pending()]
+        *total, asked, bad, seen, ended = self.environment.total(mine)
+        self.badness.settle(bad, seen, ended)
         return dict(zip(names, total, strict=True)), asked > 0
 
     def _report(self, meters: Meters, journal: Journal | None, step: int) -> dict[str, float]:
@@ -241,6 +242,9 @@ class _Run:
             step - 1, self.recipe.steps
         )
         top = peak(self.environment.device)
+        kinds = self._kinds()
+        report["bad_total"] = float(sum(kinds.values()))
+        report |= {f"bad/{kind}": float(n) for kind, n in kinds.items()}
         if top:
             report["mfu"] = report["flops_per_second"] / top
         if journal:
@@ -261,27 +265,21 @@ class _Run:
         }
         return sum(flops.of_batch(self.recipe.plan, b, dims) for b in batches)
 
-    def _quarantine(self, batches: list[Batch]) -> None:
-        found = [d for b in batches for d in b.defects]
-        if found:
-            with (self.out / f"quarantine{self._suffix}.jsonl").open("a") as file:
-                for key, kind, message in found:
-                    line = {"key": key, "kind": kind, "message": message}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        for batch in batches:
-            self.badness.take(batch)
-
-    @property
-    def _suffix(self) -> str:
-        return f"-{self.environment.rank}" if self.environment.rank else ""
+    def _kinds(self) -> dict[str, int]:
+        """Bad samples so far, by kind, over all processes."""
+        return self.badness.all_kinds(self.environment.gather(dict(self.badness.kinds)))
 
     def _save(self, step: int) -> None:
+        kinds = self.environment.gather(dict(self.badness.kinds))
         if not self.environment.main:
             return
         notes = {
             "identities": identities(self.recipe),
             "bad": self.badness.total,
             "seen": self.badness.seen,
+            "in_a_row": self.badness.in_a_row,
+            "kinds": dict(sum(map(Counter, kinds), Counter())),
+            "data": self.data,
         }
         try:
             checkpoint.save(

@@ -89,7 +89,8 @@ class Component:
     """A data source with the objectives trained on it."""
 
     shards: str | tuple[str, ...]
-    """Paths of tars, relative to the recipe's ``data``; ``*`` and braces are expanded."""
+    """Tars: paths (relative to the recipe's ``data``), addresses, or commands (``pipe:``,
+    ``live:``); ``*`` and braces are expanded. See docs/shards.md."""
     reader: AnyReader
     objectives: tuple[str, ...]
     weight: float = 1.0

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from crossloom.data_pipelines import live
+from crossloom.data_pipelines.check import Use
 from crossloom.data_pipelines.collate import Collator
 from crossloom.data_pipelines.loader import Part, Stack
 from crossloom.data_pipelines.mixture import Mixture
@@ -17,7 +19,7 @@ from crossloom.data_pipelines.source import Source
 from crossloom.models.model import CrossloomModel
 from crossloom.training import checkpoint
 from crossloom.training.environment import seed_torch
-from crossloom.training.recipe import Phase, Recipe, RecipeError, from_yaml, to_yaml
+from crossloom.training.recipe import Component, Phase, Recipe, RecipeError, from_yaml, to_yaml
 
 RECIPE = "recipe.yaml"
 WEIGHTS = "model.safetensors"
@@ -31,7 +33,7 @@ def make_stack(recipe: Recipe) -> Stack:
     """
     parts = {}
     for name, component in recipe.mixture.items():
-        source = Source(name, open_shards(component.shards, recipe.data), component.reader)
+        source = _source(name, component, recipe.data)
         order = source.order(recipe.seed, recipe.readers, recipe.window, recipe.examples)
         parts[name] = Part(source=source, order=order, objectives=component.objectives)
     mixture = Mixture(
@@ -41,6 +43,28 @@ def make_stack(recipe: Recipe) -> Stack:
     )
     collator = Collator(recipe.modalities, recipe.objectives, recipe.seed)
     return Stack(parts, mixture, collator, recipe.examples)
+
+
+def uses(recipe: Recipe) -> list[Use]:
+    """What a recipe does with its shards, for :func:`crossloom.data_pipelines.check.check`.
+
+    Raises:
+        ShardError: shards are missing, unreadable or live.
+    """
+    out = []
+    for component in recipe.mixture.values():
+        streams = {s for o in component.objectives for s in recipe.objectives[o].view.streams}
+        modalities = {s: m for s, m in recipe.modalities.items() if s in streams}
+        out.append(Use(open_shards(component.shards, recipe.data), modalities, component.reader))
+    return out
+
+
+def _source(name: str, component: Component, root: str) -> Source:
+    if live.is_live(component.shards):
+        patterns = component.shards
+        commands = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        return live.LiveSource(name, commands, component.reader)
+    return Source(name, open_shards(component.shards, root), component.reader)
 
 
 def continued(recipe: Recipe, before: Recipe, step: int) -> Recipe:

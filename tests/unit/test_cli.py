@@ -208,7 +208,7 @@ def test_training_goes_on_without_bad_samples_and_lists_them(recipe, world, tmp_
     code, _, said = run("pretrain", recipe, f"data={tmp_path / 'bad'}", "--out", out, "steps=30")
     assert code == 0, said
     lines = [json.loads(x) for x in (out / "quarantine.jsonl").read_text().splitlines()]
-    hurt = {x["key"].split("/")[1] for x in lines}
+    hurt = {x["key"] for x in lines}
     # a picture that does not decode is not read by a recipe over regions
     assert hurt == {keys[0], keys[1], keys[3]}
     assert {x["kind"] for x in lines} == {"undecodable", "not UTF-8", "missing member"}
@@ -229,6 +229,21 @@ def test_show_writes_a_page_that_stands_alone(world, tmp_path):
     page = (tmp_path / "s.html").read_text()
     assert page.count("data:image/png;base64") == 20
     assert "http" not in page
+
+
+def test_index_writes_checksums_into_a_folder_and_names_damage(world, tmp_path):
+    data = (world / "test-000000.tar").read_bytes()
+    (tmp_path / "whole.tar").write_bytes(data)
+    code, _, said = run("shards", "index", tmp_path / "whole.tar", "--into", tmp_path / "indexes")
+    assert code == 0, said
+    (index,) = (tmp_path / "indexes").iterdir()
+    assert len(json.loads(index.read_text())["sha256"]) == 64
+    assert not (tmp_path / "whole.tar.index.json").exists()
+    (tmp_path / "cut.tar").write_bytes(data[:50_000])
+    code, _, said = run("shards", "index", tmp_path)
+    assert code == 1
+    assert "cut.tar: truncated shard: it ends at byte 50000, without" in said
+    assert json.loads((tmp_path / "cut.tar.index.json").read_text())["samples"]
 
 
 def test_doctor_speaks():

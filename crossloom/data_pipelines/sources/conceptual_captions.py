@@ -27,7 +27,8 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from crossloom.data_pipelines.shards import Shard, ShardError, build_index
+from crossloom.data_pipelines import index
+from crossloom.data_pipelines.shards import Shard
 from crossloom.data_pipelines.sources.common import (
     BAD_ROW,
     Conversion,
@@ -111,11 +112,12 @@ def _write(
 
 
 def _tar(path: Path, to: Conversion) -> Iterator[tuple[str, dict[str, bytes]]]:
-    try:
-        # the index is not kept: it is used once, and the folder is another program's
-        shard: Shard = build_index(path)
-    except ShardError as error:
-        raise SourceError(str(error).replace("convert or copy", "download")) from None
+    # the index is not kept: it is used once, and the folder is another program's
+    with path.open("rb") as file:
+        found = index.build(file)
+    if found.damage:
+        raise SourceError(f"{path}: not a readable tar ({found.damage[1]}); download it again")
+    shard = Shard(str(path), found.entries, size=found.size)
     for number, entry in enumerate(shard.entries):
         try:
             yield entry.key.rpartition("/")[2], shard.read(number)

@@ -82,7 +82,7 @@ def test_an_unreadable_other_sample_is_passed_over(tmp_path, world):
     modalities = tiny_recipe(world).located().modalities
     good = source.example(places[0], modalities, TEXT, 0, places)
     assert good.labels["matched"] is True
-    assert source.example(places[1], modalities, TEXT, 0, places)[1] == "undecodable"
+    assert source.example(places[1], modalities, TEXT, 0, places).kind == "undecodable"
 
 
 def test_match_takes_its_label_from_the_reader(world):

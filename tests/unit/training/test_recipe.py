@@ -8,6 +8,7 @@ from crossloom.training.optim import Optim, freeze, make_optimiser
 from crossloom.training.recipe import RecipeError, from_dict, from_yaml, override, to_dict, to_yaml
 from crossloom.training.run import make_model
 from crossloom.training.schedule import Schedule
+from crossloom.units import Defect
 
 
 @pytest.fixture
@@ -156,17 +157,38 @@ def test_freezing_everything_is_an_error(world):
 class _Batch:
     def __init__(self, good, bad):
         self.keys = ("k",) * good
-        self.defects = (("k", "kind", "message"),) * bad
+        self.defects = (Defect("a.tar", "k", "kind", "message"),) * bad
+        self.marks = bytes([0] * good + [1] * bad)
+
+
+def meet(badness, good, bad):
+    badness.take(_Batch(good, bad))
+    badness.settle(*badness.pending())
 
 
 def test_bad_samples_end_the_run_only_past_the_limits(recipe):
     badness = Badness(replace(recipe, bad_in_a_row=5, bad_share=0.01))
     for _ in range(250):
-        badness.take(_Batch(4, 0))
-    badness.take(_Batch(0, 5))
-    with pytest.raises(RunError, match="6 bad samples in a row"):
-        badness.take(_Batch(0, 1))
+        meet(badness, 4, 0)
+    meet(badness, 0, 5)
+    with pytest.raises(RunError, match=r"6 bad samples in a row .* a\.tar: k: message"):
+        meet(badness, 0, 1)
+    badness = Badness(replace(recipe, bad_in_a_row=5))
+    meet(badness, 200, 4)
+    meet(badness, 200, 4)  # with good ones between
     badness = Badness(replace(recipe, bad_share=0.01))
-    badness.take(_Batch(1000, 10))
-    with pytest.raises(RunError, match="20 of 1110 samples"):
-        badness.take(_Batch(90, 10))
+    meet(badness, 1000, 10)
+    with pytest.raises(RunError, match=r"20 of 1110 samples are bad .* 20 kind"):
+        meet(badness, 90, 10)
+
+
+def test_damaged_shards_count_among_the_bad_and_every_process_ends(recipe):
+    damaged = [Defect("a.tar", "", "truncated shard", "cut")] * 6
+    badness = Badness(replace(recipe, bad_share=0.01), damaged)
+    meet(badness, 1000, 4)
+    with pytest.raises(RunError, match="11 of 1005"):
+        meet(badness, 0, 1)
+    other = Badness(replace(recipe, bad_in_a_row=5))
+    other.take(_Batch(4, 0))
+    with pytest.raises(RunError, match="another process"):
+        other.settle(6, 10, 1.0)
