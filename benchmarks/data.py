@@ -36,7 +36,12 @@ from crossloom.data_pipelines.read import Plain
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.source import Source
 from crossloom.data_pipelines.write import ShardWriter
-from crossloom.modalities.patches import Augment, Patches
+from crossloom.modalities.patches import (
+    Patches,
+)
+from crossloom.modalities.pictures import (
+    Augment,
+)
 from crossloom.modalities.text import Text, Vocabulary
 from crossloom.objectives.presets import itc
 

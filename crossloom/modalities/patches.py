@@ -9,7 +9,6 @@ weights come from a file.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,38 +22,12 @@ from torch import Tensor, nn
 
 from crossloom.batch import Stream
 from crossloom.modalities.modality import Embedder, Modality, Target
+from crossloom.modalities.pictures import EXTENSIONS, Augment, cut, decode_image, fit
 from crossloom.units import Array, BadSample, Sample, Units, make_units
 
-#: Members looked for when ``field`` is ``"image"``, or with ``0.`` before them when it is ``"0"``.
-EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 #: Channel statistics of CLIP's towers (``open_clip/constants.py``), for ``mean``, ``deviation``.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augment:
-    """Random resized crop; mirror image and colours only when asked for.
-
-    Captions name sides and colours, so that ``flip`` and ``jitter`` would make them false.
-    """
-
-    scale: tuple[float, float] = (0.5, 1.0)
-    """Share of the picture's area that a crop covers."""
-    ratio: tuple[float, float] = (0.75, 1.333)
-    """Width over height of the crop."""
-    flip: float = 0.0
-    """Probability of mirroring."""
-    jitter: float = 0.0
-    """Brightness, contrast and saturation are multiplied by numbers in 1 - jitter..1 + jitter."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale {self.scale}: write two shares, the lower first, in 0..1")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio {self.ratio}: write two numbers above 0, the lower first")
-        if not (0 <= self.flip <= 1 and 0 <= self.jitter < 1):
-            raise ValueError(f"flip {self.flip} and jitter {self.jitter} must be in 0..1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,101 +143,6 @@ class Patches(Modality):
         if self.tower:
             return TowerEmbedder(self, width)
         return PatchEmbedder(self, width)
-
-
-def decode_image(data: bytes, name: str, max_pixels: int) -> Array:
-    """A picture as uint8 ``[3, height, width]`` RGB.
-
-    Transparent parts show white, as a page would; 16 bits a channel keep their upper eight; the
-    orientation that a camera noted (EXIF) is not applied, boxes and captions rarely know of it.
-
-    Raises:
-        BadSample: "undecodable"; "image too large" (its header says more than ``max_pixels``).
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:  # reads the header only
-            width, height = image.size
-            if width * height > max_pixels:
-                raise BadSample(
-                    "image too large",
-                    f"{name}: {width}x{height} pixels; expected at most {max_pixels}",
-                )
-            if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                try:
-                    return _decode_jpeg(data)
-                except RuntimeError:  # Pillow reads some files that it does not
-                    pass
-            return _rgb(image).transpose(2, 0, 1)
-    except BadSample:
-        raise
-    except Image.DecompressionBombError as error:
-        raise BadSample("image too large", f"{name}: {error}") from None
-    except Exception as error:
-        # Pillow's plugins raise almost anything on damaged bytes, and none may end a run
-        raise BadSample(
-            "undecodable", f"{name}: not a readable picture ({type(error).__name__}: {error})"
-        ) from None
-
-
-def _decode_jpeg(data: bytes) -> Array:
-    """The picture through torchvision: Pillow's pixels in two thirds of the time."""
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    array: Array = decode_jpeg(buffer, mode=ImageReadMode.RGB).numpy()
-    return array
-
-
-def _rgb(image: Any) -> Array:
-    """``[height, width, 3]`` of a Pillow image of any mode."""
-    from PIL import Image
-
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255: all white
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        page = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(page, image)
-    return np.asarray(image.convert("RGB"))
-
-
-def fit(picture: Array, size: int, augment: Augment | None, rng: np.random.Generator) -> Array:
-    """The picture as uint8 ``[3, size, size]``: a random crop, or all of it squeezed.
-
-    torchvision's own random transforms draw from torch's global generator; here every number comes
-    from ``rng``, so that a picture depends on its example alone.
-    """
-    import torchvision.transforms.v2.functional as transforms
-
-    tensor = torch.from_numpy(np.ascontiguousarray(picture))
-    if augment is None:
-        out = transforms.resize(tensor, [size, size], antialias=True)
-        return out.numpy()
-    height, width = picture.shape[1:]
-    area = height * width * rng.uniform(*augment.scale)
-    ratio = float(np.exp(rng.uniform(*np.log(augment.ratio))))
-    wide = min(width, max(1, round(float(np.sqrt(area * ratio)))))
-    high = min(height, max(1, round(float(np.sqrt(area / ratio)))))
-    top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
-    out = transforms.resized_crop(tensor, top, left, high, wide, [size, size], antialias=True)
-    if augment.flip and rng.random() < augment.flip:
-        out = transforms.horizontal_flip(out)
-    if augment.jitter:
-        factors = rng.uniform(1 - augment.jitter, 1 + augment.jitter, 3)
-        out = transforms.adjust_brightness(out, float(factors[0]))
-        out = transforms.adjust_contrast(out, float(factors[1]))
-        out = transforms.adjust_saturation(out, float(factors[2]))
-    return out.numpy()
-
-
-def cut(picture: Array, patch: int) -> Array:
-    """``[3, S, S]`` to ``[(S / patch)², patch · patch · 3]``, row by row."""
-    side = picture.shape[1] // patch
-    grid = picture.reshape(3, side, patch, side, patch).transpose(1, 3, 2, 4, 0)
-    return np.ascontiguousarray(grid.reshape(side * side, -1))
 
 
 class PatchEmbedder(Embedder):

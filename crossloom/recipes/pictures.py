@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from crossloom.data_pipelines.read import Parallel, Questions, Texts
-from crossloom.modalities.patches import Augment, Patches
+from crossloom.modalities.patches import (
+    Patches,
+)
+from crossloom.modalities.pictures import (
+    Augment,
+)
 from crossloom.modalities.text import Text
 from crossloom.models.presets import single_stream
 from crossloom.objectives.classify import Classify

@@ -46,7 +46,9 @@ from crossloom.data_pipelines.sources.region_features import (
     encode,
 )
 from crossloom.data_pipelines.write import SHARD_SIZE, find_shards, sanitise
-from crossloom.modalities.patches import decode_image
+from crossloom.modalities.pictures import (
+    decode_image,
+)
 from crossloom.units import BadSample
 
 if TYPE_CHECKING:

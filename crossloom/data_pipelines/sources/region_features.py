@@ -23,7 +23,9 @@ import numpy as np
 from crossloom.data_pipelines.shards import Shard, ShardError, open_shards
 from crossloom.data_pipelines.sources.common import BAD_ROW, Conversion, SourceError
 from crossloom.data_pipelines.write import find_shards, sanitise
-from crossloom.modalities.patches import EXTENSIONS
+from crossloom.modalities.pictures import (
+    EXTENSIONS,
+)
 from crossloom.units import Array, BadSample
 
 _NOMINAL = (1000.0, 1000.0)  # size of an image of which only shares are known

@@ -10,7 +10,15 @@ from PIL import Image
 
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.world import synthesise
-from crossloom.modalities.patches import Augment, Patches, cut, decode_image, fit
+from crossloom.modalities.patches import (
+    Patches,
+)
+from crossloom.modalities.pictures import (
+    Augment,
+    cut,
+    decode_image,
+    fit,
+)
 from crossloom.modalities.regions import Regions, overlap_groups
 from crossloom.modalities.speech import Speech, log_mel, mel_filters
 from crossloom.modalities.text import Text

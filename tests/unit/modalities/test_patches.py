@@ -14,13 +14,15 @@ from PIL import Image
 
 from crossloom.batch import Stream, ViewBatch
 from crossloom.modalities.patches import (
-    Augment,
     Patches,
-    decode_image,
-    fit,
     load_tower,
     make_tower,
     tower_shape,
+)
+from crossloom.modalities.pictures import (
+    Augment,
+    decode_image,
+    fit,
 )
 from crossloom.testing import check_modality
 from crossloom.units import BadSample, keyed_rng
