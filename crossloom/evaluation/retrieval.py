@@ -61,7 +61,8 @@ class Retrieval(Task):
         """Contrast and matching; heads that pre-training has are taken over by name."""
         streams = self.streams(recipe)
         given = recipe.objectives.get("itm")
-        match = given if given and given.kind == "match" else itm(streams, mismatch=streams[1])
+        taken = given is not None and given.kind == "match" and given.view.streams == streams
+        match = given if given and taken else itm(streams, mismatch=streams[1])
         return {
             "itc": itc((streams[0], streams[1]), dim=self.dim, pool="mean"),
             "itm": match,
@@ -74,9 +75,17 @@ class Retrieval(Task):
 
     def evaluate(self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None) -> Result:
         """Rank all texts and images of the test shards."""
-        heads = {o.kind: n for n, o in recipe.objectives.items() if o.kind in ("contrast", "match")}
+        both_streams = set(self.streams(recipe))
+        heads = {
+            o.kind: n
+            for n, o in recipe.objectives.items()
+            if o.kind in ("contrast", "match") and set(o.view.streams) == both_streams
+        }
         if not heads:
-            raise RecipeError(f"{recipe.name}: has no contrastive or matching objective")
+            raise RecipeError(
+                f"{recipe.name}: has no contrastive or matching objective over "
+                f"{' and '.join(self.streams(recipe))}"
+            )
         texts, owner, images, features, defects = self._gather(model, recipe, heads, watch)
         relevant = [[t for t, o in enumerate(owner) if o == i] for i in range(len(images))]
         metrics: dict[str, Any] = {"images": len(images), "texts": len(texts)}

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from crossloom.data_pipelines.read import Parallel
-from crossloom.evaluation.finetune import make_task
+from crossloom.evaluation.finetune import evaluate, make_task
 from crossloom.models.presets import single_stream
-from crossloom.objectives.presets import mlm, xlco
+from crossloom.objectives.presets import itc, itm, mlm, xlco
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
@@ -109,6 +109,20 @@ def test_tasks_leave_the_second_text_out(recipe):
     tuned = task.recipe(recipe.located(), "")
     assert set(tuned.modalities) == {"text", "image"}
     assert not tuned.tied
+
+
+def test_retrieval_finds_the_heads_over_text_and_image(recipe, tmp_path):
+    captions = replace(recipe.mixture["captions"], objectives=("mlm", "itc", "itm"))
+    full = replace(
+        recipe,
+        steps=2,
+        objectives={"itc": itc(dim=16), "itm": itm(), **recipe.objectives},
+        mixture={**recipe.mixture, "captions": captions},
+    )
+    train(full, tmp_path, start("cpu"))
+    metrics = evaluate("retrieval", tmp_path, start("cpu"), ["limit=6"]).metrics
+    assert metrics["images"] == metrics["texts"] == 6
+    assert set(metrics["dual_encoder"]) == {"text_to_image", "image_to_text"}
 
 
 @pytest.mark.parametrize(
