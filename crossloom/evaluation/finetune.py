@@ -70,6 +70,7 @@ def finetune(
         settings = {
             "task": name,
             "settings": TypeAdapter(type(task)).dump_python(task, mode="json"),
+            "assignments": list(assignments),
         }
         write_atomically(out / "task.json", json.dumps(settings, indent=1))
     return recipe

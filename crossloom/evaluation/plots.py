@@ -35,6 +35,10 @@ def _svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
+def _titled(figure: Any, title: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)
+
+
 def curves(
     journal: Sequence[Mapping[str, float]],
     names: Mapping[str, str],
@@ -43,17 +47,20 @@ def curves(
 ) -> str:
     """Lines over steps: ``names`` maps keys of the journal to labels."""
     figure, axes = _figure(5.2, 2.9)
-    for key, label in names.items():
+    for number, (key, label) in enumerate(names.items()):
         points = [(x["step"], x[key]) for x in journal if key in x]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, linewidth=1.6)
+            axes.plot(
+                *zip(*points, strict=True), label=label, linewidth=1.6, color=f"C{number % 10}"
+            )
     axes.set_xlabel("step", color=INK)
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    _titled(figure, title)
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.7)
     if share:
         axes.set_ylim(0, 1)
     if names:
-        axes.legend(frameon=False, fontsize=8)
+        # beside the curves, never over them
+        figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return _svg(figure)
 
 
@@ -61,7 +68,7 @@ def bars(
     groups: Sequence[str], series: Mapping[str, Sequence[float]], title: str, chance: float = 0.0
 ) -> str:
     """Grouped bars of shares in 0..1; ``chance`` draws a dashed line."""
-    figure, axes = _figure(max(4.0, 0.55 * len(groups) + 1.6), 2.9)
+    figure, axes = _figure(5.2, 2.9)
     width = 0.8 / max(1, len(series))
     for number, (label, values) in enumerate(series.items()):
         places = [i + (number - (len(series) - 1) / 2) * width for i in range(len(groups))]
@@ -70,7 +77,8 @@ def bars(
     axes.set_ylim(0, 1)
     if chance:
         axes.axhline(chance, color=INK, linewidth=0.8, linestyle="--")
-        axes.text(len(groups) - 0.5, chance + 0.02, "chance", fontsize=8, ha="right", color=INK)
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=len(series))
+        beside = axes.get_yaxis_transform()
+        axes.text(1.01, chance, "chance", fontsize=8, va="center", color=INK, transform=beside)
+    _titled(figure, title)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(series))
     return _svg(figure)

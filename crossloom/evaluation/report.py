@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -40,6 +41,7 @@ class Tuned:
     folder: Path
     task: str
     settings: dict[str, Any]
+    assignments: list[str]
     scratch: bool
     metrics: dict[str, Any]
     records: list[dict[str, Any]]
@@ -62,6 +64,7 @@ def tuned_runs(run: Path) -> list[Tuned]:
                 folder,
                 known["task"],
                 known["settings"],
+                known.get("assignments", []),
                 not open_run(folder).start,
                 json.loads(result.read_text())["metrics"],
                 [json.loads(x) for x in lines if x],
@@ -170,12 +173,14 @@ def _details(best: dict[str, Tuned], fresh: dict[str, Tuned]) -> list[str]:
 
 def _curves(journal: Sequence[dict[str, Any]]) -> list[str]:
     names = sorted({k for x in journal for k in x})
-    losses = {n: n.removesuffix("/loss") for n in names if n.endswith("/loss")}
-    right = {n: n.removesuffix("/correct") for n in names if n.endswith("/correct")}
+    objectives = sorted(n.removesuffix("/loss") for n in names if n.endswith("/loss"))
+    # every objective has a label in both plots, so that it has one colour
+    losses = {f"{o}/loss": o for o in objectives}
+    right = {f"{o}/correct": o for o in objectives}
     plots = []
     if losses:
         plots.append(curves(journal, losses, "Loss by objective"))
-    if right:
+    if any(n in names for n in right):
         plots.append(curves(journal, right, "Share predicted correctly", share=True))
     return plots
 
@@ -269,7 +274,8 @@ def _inferences(tuned: Tuned | None) -> list[dict[str, Any]]:
 def _commands(recipe: Recipe, tuned: Sequence[Tuned]) -> list[str]:
     lines = [f"crossloom pretrain {recipe.name}"]
     for one in tuned:
-        flag = " --scratch" if one.scratch else ""
-        lines.append(f"crossloom finetune {one.task} --from {recipe.name}{flag}")
+        words = ["crossloom", "finetune", one.task, *one.assignments, "--from", recipe.name]
+        words += ["--scratch"] if one.scratch else []
+        lines.append(shlex.join(words))
         lines.append(f"crossloom evaluate {one.task} --from {one.folder.name}")
     return lines

@@ -65,9 +65,9 @@ def storybooks() -> Recipe:
         data="shards",
         modalities={
             "text": Text(limit=64, dropout=0.0),
-            "image": Patches(size=112, patch=16, augment=Augment(scale=(0.6, 1.0))),
+            "image": Patches(size=96, patch=16, augment=Augment(scale=(0.6, 1.0))),
         },
-        plan=single_stream(STREAMS, layers=4, width=192, heads=6, dropout=0.1),
+        plan=single_stream(STREAMS, layers=3, width=128, heads=4, dropout=0.1),
         objectives={
             "mlm": mlm(STREAMS, hide=hide),
             "tlm": mlm(("text",), hide=hide, name="tlm"),
@@ -84,9 +84,9 @@ def storybooks() -> Recipe:
                 objectives=("tlm",),
             ),
         },
-        steps=1500,
+        steps=800,
         examples=64,
-        optim=Optim(rate=5e-4, decay=0.05),
+        optim=Optim(rate=1e-3, decay=0.05),
         schedule=Schedule(shape="cosine", warmup=0.1),
         log_every=50,
         save_every=500,

@@ -20,7 +20,7 @@ def sentences() -> Recipe:
         name="sentences",
         data="shards",
         modalities={"text": Text(limit=96, dropout=0.0)},
-        plan=single_stream(("text",), layers=4, width=192, heads=6, dropout=0.1),
+        plan=single_stream(("text",), layers=4, width=128, heads=4, dropout=0.1),
         objectives={"mmlm": mmlm(hide=hide), "tlm": tlm(hide=hide)},
         mixture={
             "sentences": Component(shards=shards, reader=Texts(), objectives=("mmlm",)),
@@ -28,7 +28,7 @@ def sentences() -> Recipe:
                 shards=shards, reader=Parallel(), objectives=("tlm",), weight=2
             ),
         },
-        steps=3000,
+        steps=2400,
         examples=64,
         optim=Optim(rate=1e-3),
         schedule=Schedule(shape="cosine", warmup=0.05),
