@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crossloom.batch import Batch
+from crossloom.training.checkpoint import write_atomically
 from crossloom.training.recipe import Recipe
 from crossloom.units import Defect
 
@@ -107,10 +108,12 @@ class Quarantine:
         for found in (x for p in paths for x in _lines(p) if 0 < x.get("step", 0) <= after):
             kept.setdefault(_identity(found), found)
         text = "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in kept.values())
+        whole = folder / "quarantine.jsonl"
+        if text or whole in paths:
+            write_atomically(whole, text.encode("utf-8", "replace"))
         for path in paths:
-            path.unlink()
-        if text:
-            (folder / "quarantine.jsonl").write_text(text, "utf-8", "replace")
+            if path != whole or not text:
+                path.unlink()
 
     def add(self, step: int, defects: Iterable[Defect]) -> None:
         """List those that are not listed yet."""
