@@ -35,6 +35,8 @@ from crossloom.data_pipelines.mixture import Mixture
 from crossloom.data_pipelines.read import Plain
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.source import Source
+from crossloom.data_pipelines.tokenizer import train
+from crossloom.data_pipelines.world import write_world
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.modalities.patches import (
     Patches,
@@ -44,6 +46,8 @@ from crossloom.modalities.pictures import (
 )
 from crossloom.modalities.text import Text, Vocabulary
 from crossloom.objectives.presets import itc
+from crossloom.testing.recipes import tiny_recipe
+from crossloom.training.run import make_stack
 
 SIZE = 224
 BATCH = 64
@@ -73,7 +77,8 @@ def main() -> None:
         for name, tar in sets.items():
             rows.append(images(name, tar, vocabulary, options.repeats))
         rows.append(text(vocabulary, lines, options.repeats))
-        rows.append(first_batch(place, vocabulary))
+        rows.append(first_batch(place))
+        rows.append(memory(place))
     for row in rows:
         told = ", ".join(f"{k} {v:,.6g}" for k, v in row.items() if isinstance(v, (int, float)))
         print(f"{row['what']}: {told}")
@@ -267,13 +272,8 @@ def text(path: Path, lines: list[str], repeats: int) -> dict[str, Any]:
             "lines unlike": different}  # fmt: skip
 
 
-def first_batch(place: Path, vocabulary: Path) -> dict[str, Any]:
+def first_batch(place: Path) -> dict[str, Any]:
     """Seconds from nothing to the first batch of the built-in world, index included."""
-    from crossloom.data_pipelines.tokenizer import train
-    from crossloom.data_pipelines.world import write_world
-    from crossloom.testing.recipes import tiny_recipe
-    from crossloom.training.run import make_stack
-
     world = place / "world"
     write_world(world, examples=2000)
     train(open_shards("train-*.tar", world), world / "tokenizer.model", size=1200, coverage=1.0)
@@ -287,6 +287,26 @@ def first_batch(place: Path, vocabulary: Path) -> dict[str, Any]:
     make_stack(tiny_recipe(world).located()).micro(0)
     return {"what": "first batch of the world, s", "without index": cold,
             "with index": time.perf_counter() - begin}  # fmt: skip
+
+
+def memory(place: Path) -> dict[str, Any]:
+    """Resident memory of a process that makes batches, over three epochs of the world."""
+    recipe = tiny_recipe(place / "world").located()
+    stack = make_stack(recipe)
+    epoch = 2000 // recipe.examples
+
+    def resident() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    found = []
+    for number in range(3 * epoch):
+        stack.micro(number)
+        if number in (100, epoch, 3 * epoch - 1):
+            gc.collect()
+            found.append(resident())
+    return {"what": "memory of a worker, MiB", "batch 100": found[0], "one epoch": found[1],
+            "three epochs": found[2], "growth": found[2] / found[0] - 1}  # fmt: skip
 
 
 if __name__ == "__main__":
