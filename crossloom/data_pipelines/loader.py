@@ -74,13 +74,9 @@ class Stack:
         """The micro-batch; bad samples are left out and listed."""
         name, places = self.places(number)
         part = self.parts[name]
-        streams, collator = self._streams[name], self.collator
-        found = [
-            part.source.example(p, collator.modalities, streams, collator.seed, places)
-            for p in places
-        ]
+        found = _look(part.source, places, self.collator, self._streams[name])
         good = [x for x in found if isinstance(x, Example)]
-        batch = collator.batch(good, part.objectives, self.examples)
+        batch = self.collator.batch(good, part.objectives, self.examples)
         return replace(
             batch,
             micro=(number,),
@@ -94,12 +90,14 @@ def decode(
     source: Source, places: Sequence[Place], collator: Collator, streams: frozenset[str]
 ) -> tuple[list[Example], list[Defect]]:
     """Examples at places: the good ones, and what is wrong with the others."""
-    good: list[Example] = []
-    bad: list[Defect] = []
-    for place in places:
-        one = source.example(place, collator.modalities, streams, collator.seed, places)
-        good.append(one) if isinstance(one, Example) else bad.append(one)
-    return good, bad
+    found = _look(source, places, collator, streams)
+    return [x for x in found if isinstance(x, Example)], [x for x in found if isinstance(x, Defect)]
+
+
+def _look(
+    source: Source, places: Sequence[Place], collator: Collator, streams: frozenset[str]
+) -> list[Example | Defect]:
+    return [source.example(p, collator.modalities, streams, collator.seed, places) for p in places]
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class Phase:
     """Other weights of the mixture, from a step on."""
 
     step: int
-    """First step that they hold for, from 1."""
+    """Steps done when they begin to hold: the step's number in ``shards trace``; at least 1."""
     weights: Mapping[str, float]
     """By component; those left out rest."""
 

@@ -33,9 +33,8 @@ from crossloom.data_pipelines.sources.common import Conversion, Progress, Report
 from crossloom.data_pipelines.sources.region_features import (
     BadRegions,
     Regions,
-    add_to_shards,
     from_fields,
-    write_alone,
+    write_regions,
 )
 from crossloom.data_pipelines.write import SHARD_SIZE
 
@@ -82,10 +81,7 @@ def convert(
     to = Conversion("butd", out, shard_size=shard_size, overwrite=overwrite, progress=progress)
     with to:
         store = Tsv(files, to, named)
-        if shards is None:
-            write_alone(to, store, split)
-        else:
-            add_to_shards(to, store, Path(shards), keep_images)
+        write_regions(to, store, shards, split, keep_images)
     return to.report
 
 

@@ -39,9 +39,8 @@ from crossloom.data_pipelines.sources.region_features import (
     BadRegions,
     Regions,
     Store,
-    add_to_shards,
     from_fields,
-    write_alone,
+    write_regions,
 )
 from crossloom.data_pipelines.write import SHARD_SIZE
 
@@ -83,10 +82,7 @@ def convert(
         raise SourceError(f"{path}: not a readable HDF5 file ({error}); copy it again") from None
     with to, opened as file:
         store: Store = Arrays(path, file) if "image_features" in file else Groups(file)
-        if shards is None:
-            write_alone(to, store, split)
-        else:
-            add_to_shards(to, store, Path(shards), keep_images)
+        write_regions(to, store, shards, split, keep_images)
     return to.report
 
 

@@ -41,9 +41,8 @@ from crossloom.data_pipelines.sources.plain_pickle import NotPlain, load_plain
 from crossloom.data_pipelines.sources.region_features import (
     BadRegions,
     Regions,
-    add_to_shards,
     from_fields,
-    write_alone,
+    write_regions,
 )
 from crossloom.data_pipelines.write import SHARD_SIZE
 
@@ -89,10 +88,7 @@ def convert(
         ) from None
     with to, database, database.begin() as transaction:
         store = Lmdb(transaction)
-        if shards is None:
-            write_alone(to, store, split)
-        else:
-            add_to_shards(to, store, Path(shards), keep_images)
+        write_regions(to, store, shards, split, keep_images)
     return to.report
 
 

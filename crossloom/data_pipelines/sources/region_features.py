@@ -208,7 +208,21 @@ def _image_size(image: bytes) -> tuple[float, float]:
 # --- many ---------------------------------------------------------------------------------------
 
 
-def write_alone(to: Conversion, store: Store, split: str) -> None:
+def write_regions(
+    to: Conversion, store: Store, shards: str | None, split: str, keep_images: bool
+) -> None:
+    """Write a store's regions alone, or with the samples of ``shards``.
+
+    Raises:
+        SourceError: no such shards.
+    """
+    if shards is None:
+        _write_alone(to, store, split)
+    else:
+        _add_to_shards(to, store, Path(shards), keep_images)
+
+
+def _write_alone(to: Conversion, store: Store, split: str) -> None:
     """Write a sample an image: its name as the id, and ``regions.npz``."""
     written: set[str] = set()
     for name in store.names():
@@ -225,7 +239,7 @@ def write_alone(to: Conversion, store: Store, split: str) -> None:
             to.write(split, sanitise(plain), {"id": name}, others={"regions.npz": data})
 
 
-def add_to_shards(to: Conversion, store: Store, shards: Path, keep_images: bool) -> None:
+def _add_to_shards(to: Conversion, store: Store, shards: Path, keep_images: bool) -> None:
     """Write the samples of shards again, with the regions of their images.
 
     An image's id is compared with the store's names by :func:`plain_name`; of samples with several

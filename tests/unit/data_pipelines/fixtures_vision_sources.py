@@ -19,6 +19,17 @@ def put_lines(path: Path, rows: Iterable[Any]) -> Path:
     return put(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def edit_json(path: Path, change: Any) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    put_json(path, content)
+
+
+def add_lines(path: Path, *lines: Any) -> None:
+    rows = [x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines]
+    path.write_bytes(path.read_bytes() + b"".join(row + b"\n" for row in rows))
+
+
 def coco_images(root: Path, division: str, numbers: Iterable[int]) -> Path:
     for n in numbers:
         plain = f"{n:012d}.jpg"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import fixtures_sources as make
 import fixtures_vision_sources as vision
 import pytest
+from fixtures_vision_sources import add_lines, edit_json
 
 from crossloom.data_pipelines.sources import (
     Skipped,
@@ -18,18 +18,6 @@ from crossloom.data_pipelines.sources import (
     refcoco,
     xtd,
 )
-
-
-def edit_json(path: Path, change: Any) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    make.put_json(path, content)
-
-
-def add_lines(path: Path, *lines: Any) -> None:
-    rows = [x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines]
-    path.write_bytes(path.read_bytes() + b"".join(row + b"\n" for row in rows))
-
 
 # --- flickr30k ----------------------------------------------------------------------------------
 
