@@ -34,7 +34,8 @@ class Regions(Modality):
 
     Content: ``feature`` (float32 ``[N, F]``), ``box`` (float32 ``[N, box]``, in 0..1).
     Targets: ``feature`` (vector), ``class`` (index: the label where there are labels, else the most
-    probable class but background, as UNITER's MRC does), ``classes`` (distribution).
+    probable class but background, as UNITER's MRC does; trusted as far as it is probable),
+    ``classes`` (distribution).
     """
 
     kind: ClassVar[str] = "regions"
@@ -157,13 +158,15 @@ class Regions(Modality):
             label = chance[:, 1:].argmax(1).astype(np.int64) + 1
         if chance is None:
             chance = np.eye(self.classes, dtype=np.float32)[label]
-        return {"class": label, "classes": chance}
+        trust = chance[np.arange(len(label)), label]
+        return {"class": label, "classes": chance, "class.trust": trust}
 
     def blank(self) -> Units:
         """One region of zeros."""
         targets: dict[str, Array] = {"feature": np.zeros((1, self.features), np.float32)}
         if self.classes:
             targets["class"] = np.zeros(1, np.int64)
+            targets["class.trust"] = np.zeros(1, np.float32)
             targets["classes"] = np.full((1, self.classes), 1 / self.classes, np.float32)
         content = {
             "feature": np.zeros((1, self.features), np.float32),
@@ -179,7 +182,7 @@ class Regions(Modality):
         """Feature and classes."""
         offer = {"feature": Target(dim=self.features, form="vector")}
         if self.classes:
-            offer["class"] = Target(dim=self.classes, form="index")
+            offer["class"] = Target(dim=self.classes, form="index", trusted=True)
             offer["classes"] = Target(dim=self.classes, form="distribution")
         return offer
 

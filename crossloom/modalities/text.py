@@ -126,6 +126,7 @@ class Text(Modality):
     """
 
     kind: ClassVar[str] = "text"
+    own: ClassVar[tuple[str, ...]] = ("field", "segment")
     field: str = "text"
     vocabulary: str = "tokenizer.model"
     """Path of the SentencePiece model, relative to the recipe's ``data`` unless absolute."""
@@ -136,9 +137,17 @@ class Text(Modality):
     """Languages with an embedding of their own (XLM); empty for none (XLM-R)."""
     segments: int = 1
     """Number of passage-type embeddings: 2 tells the second passage from the first (BERT)."""
+    segment: int = 0
+    """Passage type of the first passage: object tags beside a caption are 1 (Oscar)."""
     restart: bool = False
     """Restart positions at the second passage (TLM in XLM)."""
     dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.segment < self.segments:
+            raise ValueError(
+                f"segment is {self.segment}; with segments={self.segments} it is below"
+            )
 
     @property
     def vocab(self) -> Vocabulary:
@@ -169,7 +178,7 @@ class Text(Modality):
             group.append(np.concatenate([[0], words, [words[-1] + 1]]) + groups)
             groups += int(words[-1]) + 2
             size = len(part) + 2
-            segment.append(np.full(size, min(number, self.segments - 1)))
+            segment.append(np.full(size, min(self.segment + number, self.segments - 1)))
             begin = 0 if number == 0 or self.restart else sum(len(i) for i in ids[:-1])
             position.append(np.arange(begin, begin + size))
             if self.languages:

@@ -51,8 +51,9 @@ class View:
     name: str
     streams: tuple[str, ...]
     hide: Mapping[str, Hide] = field(default_factory=dict)
-    mismatch: str = ""
-    """Stream that is taken from another example with probability ``mismatch_rate``."""
+    mismatch: str | tuple[str, ...] = ""
+    """Stream that is taken from another example with probability ``mismatch_rate``; of several, one
+    is, each as often as the others (Oscar+: tags or text)."""
     mismatch_rate: float = 0.5
     apart: bool = False
     """Streams do not read each other: two encoders in one pass, whatever the plan."""
@@ -60,9 +61,16 @@ class View:
     """Streams read left to right in this view."""
 
     def __post_init__(self) -> None:
-        named = {*self.hide, *self.causal, *([self.mismatch] if self.mismatch else [])}
+        named = {*self.hide, *self.causal, *self.mismatched}
         if strange := sorted(named - set(self.streams)):
             raise ValueError(f"view {self.name!r} shows {self.streams}, not {', '.join(strange)}")
+
+    @property
+    def mismatched(self) -> tuple[str, ...]:
+        """The streams that ``mismatch`` names."""
+        if isinstance(self.mismatch, tuple):
+            return self.mismatch
+        return (self.mismatch,) if self.mismatch else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +81,7 @@ class Shown:
     units: Mapping[str, Units]  #: clean, by stream, after mismatching
     fate: Mapping[str, Array]  #: by stream, [N] int8 of :class:`~crossloom.units.Fate`
     matched: bool  #: False when a stream was taken from another example
+    taken: str = ""  #: the stream that was
     labels: Mapping[str, Any]  #: what the reader knows of the example (answers, a class)
 
 

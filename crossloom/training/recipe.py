@@ -172,6 +172,14 @@ class Recipe:
                 if name not in self.mixture:
                     raise ValueError(f"phases.{number}.weights: {_unknown(name, self.mixture)}")
         drawn = {o for c in self.mixture.values() for o in c.objectives}
+        for name, component in self.mixture.items():
+            for objective in component.objectives:
+                lacking = set(self.objectives[objective].beside) - set(component.objectives)
+                if lacking:
+                    raise ValueError(
+                        f"mixture.{name}.objectives: {objective!r} needs {sorted(lacking)[0]!r} "
+                        "beside it, on the same batches"
+                    )
         if idle := [o for o in self.objectives if o not in drawn]:
             raise ValueError(f"objectives.{idle[0]}: no component of the mixture trains it")
         if self.fused and not all(o.separable for o in self.objectives.values()):
