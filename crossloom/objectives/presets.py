@@ -155,7 +155,7 @@ def tagged(
 
 
 def mtl(view: View, *, stream: str = "text", shared: str = "") -> Reconstruct:
-    """Masked token loss (Oscar, Li et al. 2020, section 3), for words, and for tags with their head.
+    """Masked token loss (Oscar, Li et al. 2020, section 3) for words, or for tags with their head.
 
     Tags and words of mismatched examples are predicted too (the code's default). Each of the two
     is averaged over its own slots.

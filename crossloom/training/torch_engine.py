@@ -18,7 +18,6 @@ from crossloom.training.environment import Environment, seed_torch
 from crossloom.training.optim import freeze, make_optimiser
 from crossloom.training.recipe import Recipe
 
-
 #: What ``forward_sync_buffers`` of DDP was called in earlier releases of torch.
 _BEFORE = "broadcast_buffers"
 
