@@ -179,7 +179,8 @@ class ContrastHead(Head):
                 self.factor(),
             )  # fmt: skip
             total = {k: total[k] + v if total else v for k, v in part.items()}
-        self._made = (torch.stack(made), aim)
+        if self.training:
+            self._made = (torch.stack(made), aim)
         share = (self.queue.full() if self.wait else 1) / len(self.queued)
         return {k: v * share for k, v in total.items()}
 

@@ -43,7 +43,8 @@ class Match(Objective):
     """A contrastive objective on the same two streams. Each example is scored as it is, with a hard
     second stream and with a hard first one: drawn from this process's batch, with the softmax of
     that objective's scores for chances, from other samples. The drawing follows from seed, step and
-    process, as dropout does, and differs with the number of processes."""
+    process, as dropout does, and differs with the number of processes; on data held back the
+    hardest are taken."""
 
     def aim(self, shown: Shown) -> Aim:
         """One slot: 1 when matched, or as ``which`` says; the sample's hash with ``mined``.
@@ -152,7 +153,7 @@ class MinedHead(MatchHead):
             )
             barred = (sample[:, None] == sample) | (weight == 0)
             scores = miner.scores(other)
-            seconds, firsts = draw_hard(scores, barred), draw_hard(scores.T, barred)
+            seconds, firsts = (draw_hard(s, barred, self.training) for s in (scores, scores.T))
         own = torch.arange(len(sample), device=sample.device)
         mixed = self.logits(
             encoded.again({first: torch.cat([own, firsts]), second: torch.cat([seconds, own])})
@@ -169,15 +170,17 @@ class MinedHead(MatchHead):
         return {"loss": (each.view_as(share) * share).sum(), "correct": (right * share).sum()}
 
 
-def draw_hard(scores: Tensor, barred: Tensor) -> Tensor:
+def draw_hard(scores: Tensor, barred: Tensor, drawn: bool = True) -> Tensor:
     """For each row a column, with the softmax of the scores for chances (by Gumbel's maximum).
 
     Args:
         scores: ``[E, E]``.
         barred: ``[E, E]`` bool, columns that a row must not get; a row barred from all gets any.
+        drawn: False for the best-scored column instead (measuring, which must repeat).
 
     Returns:
         ``[E]`` int64; from torch's random stream, without waiting for the device.
     """
-    noise = -torch.empty_like(scores).exponential_().log()
-    return (scores + noise).masked_fill(barred, -torch.inf).argmax(1)
+    if drawn:
+        scores = scores - torch.empty_like(scores).exponential_().log()
+    return scores.masked_fill(barred, -torch.inf).argmax(1)

@@ -171,6 +171,19 @@ def test_a_run_is_plain_momentum_contrast(world, both):
     assert drawn > 24, "the queue should have gone round"
 
 
+def test_measuring_leaves_queue_and_slow_copies_alone(world):
+    recipe = queued(world)
+    engine = TorchEngine(make_model(recipe), recipe, start("cpu"))
+    one, two = batches(recipe, 2)
+    engine.step(0, [one], one.counts)
+    before = {k: v.clone() for k, v in engine.model.state_dict().items()}
+    with torch.no_grad():
+        engine.evaluate([two])
+    engine.model.settle()
+    now = engine.model.state_dict()
+    assert all(torch.equal(now[k], v) for k, v in before.items() if "queue" in k)
+
+
 def test_slow_copies_have_no_gradient_and_are_not_optimised(world):
     recipe = queued(world)
     engine = TorchEngine(make_model(recipe), replace(recipe, ema=0.9), start("cpu"))

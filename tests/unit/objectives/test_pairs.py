@@ -118,9 +118,10 @@ def test_picking_from_even_examples_leaves_no_room():
     assert picked.example.tolist() == [0, 0, 1, 1]
 
 
-def test_mined_matching_scores_three_pairs_of_each_example(world):
+@pytest.mark.parametrize("drawn", [True, False])
+def test_mined_matching_scores_three_pairs_of_each_example(world, drawn):
     recipe = mining(world)
-    model = make_model(recipe).eval()
+    model = make_model(recipe).train(drawn)
     batch = batch_of(recipe, drawn="captions")
     torch.manual_seed(5)
     out = model(batch)["itm"]
@@ -131,7 +132,10 @@ def test_mined_matching_scores_three_pairs_of_each_example(world):
     scores = text @ image.T / 0.07
     sample = batch.aims["itm"].value
     barred = sample[:, None] == sample
-    seconds, firsts = draw_hard(scores, barred), draw_hard(scores.T, barred)
+    if drawn:
+        seconds, firsts = draw_hard(scores, barred), draw_hard(scores.T, barred)
+    else:
+        seconds, firsts = (s.masked_fill(barred, -9e9).argmax(1) for s in (scores, scores.T))
     assert not barred[torch.arange(len(sample)), seconds].any()
     encoded, own = model.encode(batch.views["itm"]), torch.arange(len(sample))
     again = _Passes(model, None).again
