@@ -226,7 +226,7 @@ class Recipe:
             )
 
     def located(self) -> Recipe:
-        """The recipe with every relative vocabulary under ``data``."""
+        """The recipe with every relative vocabulary and file of class names under ``data``."""
 
         def place(modality: Modality) -> Modality:
             path = getattr(modality, "vocabulary", None)
@@ -234,7 +234,18 @@ class Recipe:
                 return modality
             return replace(modality, vocabulary=str(Path(self.data) / path))  # type: ignore[call-arg]
 
-        return replace(self, modalities={s: place(m) for s, m in self.modalities.items()})
+        def named(reader: Reader) -> Reader:
+            tags = getattr(reader, "tags", None)
+            if not tags or not tags.names or Path(tags.names).is_absolute():
+                return reader
+            tags = replace(tags, names=str(Path(self.data) / tags.names))
+            return replace(reader, tags=tags)  # type: ignore[call-arg]
+
+        return replace(
+            self,
+            modalities={s: place(m) for s, m in self.modalities.items()},
+            mixture={n: replace(c, reader=named(c.reader)) for n, c in self.mixture.items()},
+        )
 
 
 Recipe.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from crossloom.batch import Encoded, Stream, ViewBatch
 from crossloom.data_pipelines.loader import Shares, load
+from crossloom.data_pipelines.read import Parallel
 from crossloom.models.attention import Layout
-from crossloom.models.presets import dual_encoder
+from crossloom.models.presets import dual_encoder, single_stream
 from crossloom.objectives.contrast import queue_contrast
 from crossloom.objectives.presets import itc, itc_queue, xlco_queue
 from crossloom.objectives.queue import Queue
@@ -22,6 +23,7 @@ from crossloom.testing.recipes import STREAMS, tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
+from crossloom.training.recipe import Component
 from crossloom.training.run import load_weights, make_model, make_stack, start_from
 from crossloom.training.torch_engine import TorchEngine
 
@@ -257,6 +259,37 @@ def test_features_at_their_own_length():
     states = {s: torch.randn(2, 4) * 5 for s in ("text", "second")}
     found = head.features(Encoded(view, states, {}), "second")
     torch.testing.assert_close(found, states["second"] @ head.project["text"].weight.T)
+
+
+def test_sentences_of_two_languages_share_slow_encoders(world, tmp_path):
+    """InfoXLM's contrast: tied streams, a middle layer, masked inputs, one queue."""
+    base = tiny_recipe(world)
+    streams = (*STREAMS, "second")
+    spec = replace(xlco_queue(queue=24, momentum=0.9, dim=16, layer=1), pool="mean")
+    recipe = replace(
+        base,
+        modalities={**base.modalities, "second": replace(base.modalities["text"], field="second")},
+        tied={"second": "text"},
+        plan=single_stream(streams, layers=2, width=32, heads=2, dropout=0.0),
+        objectives={"mlm": base.objectives["mlm"], "xlco": spec},
+        mixture={
+            "captions": replace(base.mixture["captions"], objectives=("mlm",)),
+            "apart": Component(
+                shards="train-*.tar", reader=Parallel(apart=True), objectives=("xlco",), weight=3
+            ),
+        },
+        steps=40,
+        log_every=20,
+    )
+    model = make_model(recipe.located())
+    assert set(model.slow.embed) == {"text"}
+    assert model.heads["xlco"].queue.feature.shape == (1, 24, 16)
+    assert set(model.heads["xlco"].slow) == {"text"}
+    train(recipe, tmp_path, start("cpu"))
+    lines = read_journal(tmp_path / "metrics.jsonl")
+    assert all(math.isfinite(x["xlco/loss"]) for x in lines)
+    weights, _ = load_weights(tmp_path)
+    assert (weights["heads.xlco.queue.sample"] > 0).all()
 
 
 @pytest.mark.parametrize(
