@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ def _quick_gelu(x: Tensor) -> Tensor:
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
     "quick_gelu": _quick_gelu,
 }
@@ -159,15 +161,14 @@ class FusionLayer(nn.Module):
 
 
 class Fusion(nn.Module):
-    """All layers of a plan; with pre-norm, a last norm for each stream."""
+    """All layers of a plan; with pre-norm, a last norm for each stream, or one for all."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.layers = nn.ModuleList(FusionLayer(plan, n) for n in range(len(plan.layers)))
+        owners = _owners(plan.streams, plan.last == "shared") if plan.norm == "pre" else {}
         self.last = nn.ModuleDict(
-            {s: nn.LayerNorm(w, eps=plan.epsilon) for s, w in plan.widths.items()}
-            if plan.norm == "pre"
-            else {}
+            {o: nn.LayerNorm(plan.widths[s[0]], eps=plan.epsilon) for o, s in owners.items()}
         )
         self.checkpointing = False  #: recompute each layer's activations in backward
 
@@ -181,4 +182,6 @@ class Fusion(nn.Module):
                 states = checkpoint(layer, states, layout, use_reentrant=False)
             else:
                 states = layer(states, layout)
-        return {n: self.last[n](x) if n in self.last else x for n, x in states.items()}
+        if not self.last:
+            return states
+        return {n: self.last[_SHARED if _SHARED in self.last else n](x) for n, x in states.items()}

@@ -76,6 +76,7 @@ class CrossloomModel(nn.Module):
             if embedder.tied(head.name) is None:
                 head.untie()
         _initialise(self)
+        _set_epsilon(self, plan.epsilon)
 
     def encode(self, view: ViewBatch, record: list[Attention] | None = None) -> Encoded:
         """One view through embedders and Transformer."""
@@ -123,6 +124,16 @@ def _check_tie(
         raise ValueError(
             f"tied.{stream}: differs from {owner!r}; tied streams may differ in `field` only"
         )
+
+
+def _set_epsilon(module: nn.Module, epsilon: float) -> None:
+    """One epsilon for the layer norms of layers, embedders and heads: the plan's."""
+    if getattr(module, "keeps_weights", False):
+        return
+    if isinstance(module, nn.LayerNorm):
+        module.eps = epsilon
+    for child in module.children():
+        _set_epsilon(child, epsilon)
 
 
 def _initialise(module: nn.Module) -> None:
