@@ -30,13 +30,13 @@ class Site:
 
 
 def sites(plan: Plan, stream: str) -> Iterator[Site]:
-    """The weights that a stream passes through, first to last."""
-    for number, layer in enumerate(plan.layers):
-        for place, block in enumerate(layer.blocks):
-            if stream in (block.streams if isinstance(block, Feed) else block.reads):
-                owner = "shared" if block.shared else stream
-                read = block.reads[stream] if isinstance(block, Attend) else ()
-                yield Site(f"fusion.layers.{number}.blocks.{place}", owner, block, read)
+    """The weights that a stream passes through, first to last; tied ones each time."""
+    for place, block in plan.blocks.items():
+        if stream in block.changes:
+            layer, number = plan.home[place]
+            owner = "shared" if block.shared else stream
+            read = block.reads[stream] if isinstance(block, Attend) else ()
+            yield Site(f"fusion.layers.{layer}.blocks.{number}", owner, block, read)
 
 
 def parts(plan: Plan, stream: str) -> dict[tuple[str, ...], list[Site]]:

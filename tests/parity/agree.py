@@ -54,8 +54,8 @@ def batch(recipe, units, labels=({},)):
     """All objectives on examples given as a mapping from stream to units."""
     labels = list(labels) * len(units) if len(labels) == 1 else labels
     examples = [
-        Example(key=str(n), sample=str(n), epoch=0, units=u, labels=l)
-        for n, (u, l) in enumerate(zip(units, labels, strict=True))
+        Example(key=str(n), sample=str(n), epoch=0, units=u, labels=known)
+        for n, (u, known) in enumerate(zip(units, labels, strict=True))
     ]
     collator = Collator(recipe.modalities, recipe.objectives, recipe.seed)
     return collator.batch(examples, tuple(recipe.objectives), len(examples), others=False).to("cpu")
