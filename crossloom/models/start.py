@@ -78,19 +78,20 @@ def transplant(
     pairs = list(_embedders(own, streams))
     if source.norm == target.norm:
         for stream, before in streams.items():
-            here, there = parts(target, stream), parts(source, before)
-            renamed = {v: k for k, v in streams.items()}
-            for part, old in there.items():
-                new = here.get(tuple(renamed.get(p, p) for p in part), ())
-                for mine, theirs in zip(new, old, strict=False):
-                    pairs += _site(mine, theirs, streams)
-            pairs += [(f"fusion.last.{stream}.{k}", f"fusion.last.{before}.{k}") for k in _KINDS]
+            there = parts(source, before)
+            for part, new in parts(target, stream).items():
+                old = there.get(tuple(streams.get(p, p) for p in part), ())
+                for site, other in zip(new, old, strict=False):
+                    pairs += _site(site, other, streams)
+            into = "shared" if target.last == "shared" else stream
+            name = "shared" if source.last == "shared" else before
+            pairs += [(f"fusion.last.{into}.{k}", f"fusion.last.{name}.{k}") for k in _KINDS]
     taken: dict[str, Tensor] = {}
-    for into, name in pairs:
-        if into in own and name in weights and into not in taken:
-            value = _fit(weights[name], own[into], rows=into.endswith(".position.weight"))
+    for mine, name in pairs:
+        if mine in own and name in weights and mine not in taken:
+            value = _fit(weights[name], own[mine], rows=mine.endswith(".position.weight"))
             if value is not None:
-                taken[into] = value
+                taken[mine] = value
     return taken
 
 
