@@ -142,11 +142,15 @@ def test_words_of_another_vocabulary_are_not_taken(base, world, tmp_path):
     from crossloom.data_pipelines.shards import open_shards
     from crossloom.data_pipelines.tokenizer import train
 
-    source = saved(textual(base), tmp_path / "one")
-    other = tmp_path / "other.model"
-    train(open_shards("train-*.tar", world), other, size=600, coverage=1.0, seed=1, lines=120)
-    text = replace(base.modalities["text"], vocabulary=str(other))
-    recipe = replace(textual(base), modalities={"text": text}, start=str(tmp_path / "one"))
+    shards = open_shards("train-*.tar", world)
+    recipes = []
+    for number in (1, 2):
+        path = tmp_path / f"{number}.model"
+        train(shards, path, size=260, coverage=1.0, seed=number, lines=100)
+        text = replace(base.modalities["text"], vocabulary=str(path))
+        recipes.append(replace(textual(base), modalities={"text": text}))
+    source = saved(recipes[0], tmp_path / "one")
+    recipe = replace(recipes[1], start=str(tmp_path / "one"))
     found, _, report = started(recipe)
     assert found["embed.text.token.weight"].shape == source["embed.text.token.weight"].shape
     assert "embed.text.token.weight" in report.fresh
