@@ -61,7 +61,7 @@ class Plan:
     activation: Literal["gelu", "relu", "quick_gelu"] = "gelu"
     dropout: float = 0.1
     epsilon: float = 1e-5
-    """Of the layer norms."""
+    """Of the layer norms: those of layers, embedders and heads alike."""
 
     def __post_init__(self) -> None:
         for number, layer in enumerate(self.layers):
