@@ -70,7 +70,7 @@ def read(
     vocabulary = folder / "vocab.txt"
     text = Text(
         vocabulary=str(vocabulary) if vocabulary.is_file() else "",
-        layout="wordpiece",  # type: ignore[arg-type]
+        layout="wordpiece",
         size=c["vocab_size"],
         limit=c["max_position_embeddings"],
         segments=c["type_vocab_size"],

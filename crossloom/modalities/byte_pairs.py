@@ -21,6 +21,8 @@ class BytePairs:
     hidden.
     """
 
+    doubled = True
+
     def __init__(self) -> None:
         """Load the vocabulary that open_clip brings along."""
         from open_clip.tokenizer import SimpleTokenizer
@@ -40,6 +42,14 @@ class BytePairs:
     def encode(self, text: str) -> Array:
         """Ids ``[n]`` int64 of a text, without specials."""
         return np.array(self._tokenizer.encode(text), np.int64)
+
+    def spans(self, text: str) -> Array:
+        """Where pieces lie in the text is not known: the text is cleaned before it is cut.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("layout clip: words that refer to regions need another layout")
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, specials left out; spaces and case are not restored."""

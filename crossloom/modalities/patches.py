@@ -115,9 +115,11 @@ class Patches(Modality):
         )
 
     def _member(self, sample: Sample) -> tuple[bytes, str]:
-        names: tuple[str, ...] = EXTENSIONS if self.field == "image" else (self.field,)
-        if self.field.isdecimal():
-            names = tuple(f"{self.field}.{extension}" for extension in EXTENSIONS)
+        names: tuple[str, ...] = (self.field,)  # which callers who have no file name use
+        if self.field == "image":
+            names = (*EXTENSIONS, *names)
+        elif self.field.isdecimal():
+            names = (*(f"{self.field}.{extension}" for extension in EXTENSIONS), *names)
         for name in names:
             if name in sample:
                 return sample[name], name

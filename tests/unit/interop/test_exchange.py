@@ -214,7 +214,7 @@ def test_of_the_hub_no_code_and_no_pickle_is_fetched(monkeypatch, tmp_path):
     monkeypatch.setitem(
         sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=fails)
     )
-    with pytest.raises(ValueError, match=r"not to be had from the Hub \(OSError: no route\)"):
+    with pytest.raises(ValueError, match=r"nor to be had from the Hub \(OSError: no route\)"):
         locate("someone/model")
 
 
