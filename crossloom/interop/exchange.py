@@ -248,7 +248,9 @@ def _vocabulary_name(path: Path, modality: Any) -> str:
     """What the other library calls a vocabulary of this layout."""
     known = {"xlm-r": "sentencepiece.bpe.model", "siglip": "spiece.model"}
     layout = str(getattr(modality, "layout", ""))
-    return "vocab.txt" if layout.startswith("wordpiece") else known.get(layout, path.name)
+    if layout.startswith("wordpiece"):
+        return "tokenizer.json" if path.read_bytes()[:1] == b"{" else "vocab.txt"
+    return known.get(layout, path.name)
 
 
 def _written(

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from crossloom.data_pipelines.read import Texts
+from crossloom.interop import bert
 from crossloom.interop.rules import (
     Rule,
     both,
@@ -67,16 +68,7 @@ def read(
         )
     if c["hidden_act"] != "gelu":  # the masked-language head uses it too
         raise ValueError(f"config.json: hidden_act {c['hidden_act']!r}; gelu is known")
-    vocabulary = folder / "vocab.txt"
-    text = Text(
-        vocabulary=str(vocabulary) if vocabulary.is_file() else "",
-        layout="wordpiece",
-        size=c["vocab_size"],
-        limit=c["max_position_embeddings"],
-        segments=c["type_vocab_size"],
-        marked=True,
-        dropout=c["hidden_dropout_prob"],
-    )
+    text = replace(bert.text_of(c, folder), marked=True)
     image = Patches(
         size=c["image_size"], patch=c["patch_size"], norm=False, marked=True,
         mean=HALF, deviation=HALF, dropout=c["hidden_dropout_prob"],
