@@ -66,6 +66,12 @@ class Stream:
             longest=int(length.max(initial=0)),
         )
 
+    def counts(self) -> Any:
+        """``[E]`` int64, the real units of each example."""
+        if self.real is None:
+            return self.length
+        return torch.zeros_like(self.length).index_add(0, self.example, self.real.long())
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewBatch:
@@ -74,6 +80,12 @@ class ViewBatch:
     streams: Mapping[str, Stream]
     apart: bool = False  #: True: units read their own stream only, whatever the plan says
     causal: tuple[str, ...] = ()  #: streams whose units read no later unit of their own stream
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: by stream, at most these
+
+    def readable(self, reader: str, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the named streams that a stream may read here; absent ones are left out."""
+        allowed = (reader,) if self.apart else self.reads.get(reader, names)
+        return tuple(n for n in names if n in self.streams and n in allowed)
 
     @property
     def examples(self) -> int:
@@ -292,20 +304,20 @@ class Encoded:
         """States ``[K, D]`` of chosen units."""
         return self.states[stream].index_select(0, index)
 
-    def anchor(self, stream: str) -> Tensor:
-        """State ``[E, D]`` of each example's first unit; zero where an example has none."""
+    def anchor(self, stream: str, last: bool = False) -> Tensor:
+        """State ``[E, D]`` of each example's first (or last) unit; zero where it has none."""
         state, flat = self.states[stream], self.view.streams[stream]
         if len(state) == 0:
             return state.new_zeros(len(flat.length), state.shape[1])
-        first = state.index_select(0, flat.start.clamp(max=len(state) - 1))
-        return first * (flat.length > 0).unsqueeze(1).to(first.dtype)
+        place = flat.start + (flat.counts() - 1).clamp(min=0) if last else flat.start
+        chosen = state.index_select(0, place.clamp(max=len(state) - 1))
+        return chosen * (flat.length > 0).unsqueeze(1).to(chosen.dtype)
 
     def mean(self, stream: str) -> Tensor:
         """Mean state ``[E, D]`` over each example's units; zero where an example has none."""
         state, flat = self.states[stream], self.view.streams[stream]
-        length = flat.length
+        length = flat.counts()
         if flat.real is not None:
             state = state * flat.real[:, None].to(state.dtype)
-            length = torch.zeros_like(length).index_add(0, flat.example, flat.real.long())
         total = state.new_zeros(len(length), state.shape[1]).index_add(0, flat.example, state)
         return total / length.clamp(min=1).unsqueeze(1).to(total.dtype)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from crossloom.batch import Batch, Encoded, ViewBatch, pick
 from crossloom.modalities.modality import Embedder, Modality
 from crossloom.models.attention import Attention
+from crossloom.models.encode import encode
 from crossloom.models.fusion import Fusion
-from crossloom.models.momentum import Slow, encode, follow
+from crossloom.models.momentum import Slow, follow
 from crossloom.models.plan import Plan
 from crossloom.objectives.objective import Head, Objective
 from crossloom.objectives.reconstruct import ReconstructHead
@@ -39,8 +40,9 @@ class CrossloomModel(nn.Module):
 
         Raises:
             ValueError: an objective asks for streams or targets that do not exist, two different
-                views share a name, the plan and the modalities name different streams, or tied
-                streams differ in more than the member they read.
+                views share a name, the plan and the modalities name different streams, tied
+                streams differ in more than the member they read, or what embedders or heads share
+                does not exist.
         """
         super().__init__()
         if set(modalities) != set(plan.widths):
@@ -69,19 +71,27 @@ class CrossloomModel(nn.Module):
         self.embed = nn.ModuleDict(
             {s: m.embedder(widths[s]) for s, m in modalities.items() if self.owner[s] == s}
         )
+        owners = {s: self._embedder(owner) for s, owner in self.owner.items()}
+        for stream in self.embed:
+            try:
+                self._embedder(stream).borrow(owners)
+            except ValueError as error:
+                raise ValueError(f"modalities.{stream}: {error}") from None
         self.fusion = Fusion(plan)
         self.heads = nn.ModuleDict({o: x.head(modalities, widths) for o, x in objectives.items()})
         for head in self.heads.values():
             if not isinstance(head, ReconstructHead) or not head.tied:
                 continue
-            embedder = self.embed[self.owner[head.stream]]
-            assert isinstance(embedder, Embedder)
-            if embedder.tied(head.name) is None:
+            if self._embedder(self.owner[head.stream]).tied(head.name) is None:
                 head.untie()
+        for name, objective in objectives.items():
+            if objective.shares:
+                _share(name, objective.shares, self.heads)
         _initialise(self)
+        _set_epsilon(self, plan.epsilon)
         #: by view, the layers whose states are wanted, and how many layers are run (0: all)
         self.asked = {v: _asked(v, objectives, len(plan.layers)) for v in seen}
-        if all(depth for _, depth in self.asked.values()):
+        if self.asked and all(depth for _, depth in self.asked.values()):
             raise ValueError(
                 "no objective scores the last layer, so that those above would never be trained; "
                 "shorten the plan, or leave the `layer` of one objective at 0"
@@ -100,9 +110,11 @@ class CrossloomModel(nn.Module):
                 f"give them one momentum, not {', '.join(map(str, sorted(momenta)))}"  # type: ignore[type-var]
             )
         owners = {self.owner[s]: None for o in asking.values() for s in o.view.streams}
+        if any(self._embedder(s).looks_at for s in owners):
+            owners = dict.fromkeys(self.embed)  # they share parts
         depths = [o.depth for o in asking.values()]
         return Slow(
-            {s: self.embed[s] for s in owners},
+            nn.ModuleDict({s: self.embed[s] for s in owners}),
             self.fusion,
             float(momenta.pop() or 0.0),
             tuple(sorted({d for d in depths if d})),
@@ -133,8 +145,13 @@ class CrossloomModel(nn.Module):
     def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         if self.slow is None:
             return []
-        pairs = self.slow.pairs(self._embedders(self.embed), self.fusion)
+        pairs = self.slow.pairs(self.embed, self.fusion)
         return [*pairs, *(pair for head in self._heads() for pair in head.followers())]
+
+    def _embedder(self, stream: str) -> Embedder:
+        embedder = self.embed[stream]
+        assert isinstance(embedder, Embedder)
+        return embedder
 
     def forward(
         self, batch: Batch, predict: tuple[str, ...] = ()
@@ -215,6 +232,18 @@ def _asked(
     return wanted, max(wanted) if all(depths.values()) else 0
 
 
+def _share(name: str, other: str, heads: nn.ModuleDict) -> None:
+    if other not in heads or other == name:
+        raise ValueError(f"objectives.{name}.shares: there is no other objective {other!r}")
+    head, lender = heads[name], heads[other]
+    assert isinstance(head, Head)
+    assert isinstance(lender, Head)
+    try:
+        head.borrow(lender)
+    except ValueError as error:
+        raise ValueError(f"objectives.{name}.shares: {error}") from None
+
+
 def _check_tie(
     stream: str,
     owner: str,
@@ -231,6 +260,16 @@ def _check_tie(
             f"tied.{stream}: differs from {owner!r}; tied streams may differ in "
             f"{' and '.join(f'`{f}`' for f in one.own)} only"
         )
+
+
+def _set_epsilon(module: nn.Module, epsilon: float) -> None:
+    """One epsilon for the layer norms of layers, embedders and heads: the plan's."""
+    if getattr(module, "keeps_weights", False):
+        return
+    if isinstance(module, nn.LayerNorm):
+        module.eps = epsilon
+    for child in module.children():
+        _set_epsilon(child, epsilon)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -8,14 +8,12 @@ per optimiser step, and are part of the model's weights, so they are saved and r
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-from crossloom.batch import Encoded, ViewBatch
-from crossloom.models.attention import Attention
-from crossloom.models.fusion import Fusion, States
+from crossloom.models.fusion import Fusion
 
 
 class Slow(nn.Module):
@@ -23,7 +21,7 @@ class Slow(nn.Module):
 
     def __init__(
         self,
-        embed: Mapping[str, nn.Module],
+        embed: nn.ModuleDict,
         fusion: Fusion,
         momentum: float,
         layers: tuple[int, ...] = (),
@@ -40,48 +38,18 @@ class Slow(nn.Module):
         """
         super().__init__()
         self.momentum, self.layers, self.depth = momentum, layers, depth
-        self.embed = nn.ModuleDict({s: copy.deepcopy(m) for s, m in embed.items()})
+        # each in one go, so that parts which embedders or layers share are shared by the copies
+        self.embed = copy.deepcopy(embed)
         self.fusion = copy.deepcopy(fusion)
         if depth:
             self.fusion.layers = self.fusion.layers[:depth]
-            self.fusion.last = nn.ModuleDict()
         self.requires_grad_(False)
 
-    def pairs(
-        self, embed: Mapping[str, nn.Module], fusion: Fusion
-    ) -> list[tuple[nn.Module, nn.Module]]:
+    def pairs(self, embed: nn.ModuleDict, fusion: Fusion) -> list[tuple[nn.Module, nn.Module]]:
         """Each slow module with the one it follows."""
         out: list[tuple[nn.Module, nn.Module]] = [(m, embed[s]) for s, m in self.embed.items()]
         out += zip(self.fusion.layers, fusion.layers, strict=False)
         return [*out, *((m, fusion.last[s]) for s, m in self.fusion.last.items())]
-
-
-def encode(
-    embedders: Mapping[str, nn.Module],
-    fusion: Fusion,
-    view: ViewBatch,
-    *,
-    record: list[Attention] | None = None,
-    layers: tuple[int, ...] = (),
-    depth: int = 0,
-    embedded: States | None = None,
-) -> Encoded:
-    """One view through embedders and layers.
-
-    Args:
-        embedders: by stream.
-        fusion: the layers.
-        view: as tensors.
-        record: collects what was looked at.
-        layers: after which states are wanted too, counted from 1.
-        depth: layers run, from the first; 0 for all, and the last norms.
-        embedded: the streams' units, where they are embedded already.
-    """
-    if embedded is None:
-        embedded = {name: embedders[name](stream) for name, stream in view.streams.items()}
-    middle: dict[int, States] = {n: {} for n in layers}
-    states = fusion(embedded, view, record, middle, depth)
-    return Encoded(view, states, embedders, embedded, middle)
 
 
 @torch.no_grad()

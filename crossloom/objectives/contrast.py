@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -23,10 +23,12 @@ from torch.utils.checkpoint import checkpoint
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality
 from crossloom.objectives.objective import Aim, Head, Objective, example_aim, mark
-from crossloom.objectives.pool import Pool, summary
+from crossloom.objectives.pool import Pool, Summary
 from crossloom.objectives.queue import Queue, everyones
 from crossloom.objectives.view import Shown
 from crossloom.units import Array
+
+Projection = Literal["linear", "affine", "none"]
 
 #: Logits held at once, elements.
 LOGITS_AT_ONCE = 2**24
@@ -48,6 +50,11 @@ class Contrast(Objective):
     dim: int = 256
     """Size of the common space."""
     pool: Pool = "first"
+    pools: Mapping[str, Pool] = field(default_factory=dict)
+    """By stream, where it differs from ``pool``."""
+    projections: Mapping[str, Projection] = field(default_factory=dict)
+    """By stream: ``linear`` has no bias (when not said), ``affine`` has one; ``none`` takes the
+    summary itself, whose width must be ``dim``."""
     shared: bool = False
     """One projection for both streams: two texts (InfoXLM), not a text and an image."""
     temperature: float = 0.07
@@ -107,6 +114,10 @@ class Contrast(Objective):
         super().check(modalities)
         if strange := [s for s in self.pair if s not in self.view.streams]:
             raise ValueError(f"view {self.view.name!r} does not show {', '.join(strange)}")
+        if strange := [s for s in (*self.pools, *self.projections) if s not in self.pair]:
+            raise ValueError(
+                f"pools, projections: {strange[0]!r} is not of the pair {', '.join(self.pair)}"
+            )
 
 
 class ContrastHead(Head):
@@ -114,13 +125,19 @@ class ContrastHead(Head):
 
     def __init__(self, spec: Contrast, widths: Mapping[str, int]) -> None:
         super().__init__()
-        self.pair, self.pool, self.form = spec.pair, spec.pool, spec.form
+        self.pair, self.form = spec.pair, spec.form
         projected = spec.pair[:1] if spec.shared else spec.pair
         if len({widths[s] for s in spec.pair}) > len(projected):
             raise ValueError(f"{' and '.join(spec.pair)} differ in width; set shared to false")
         self.owner = {s: spec.pair[0] if spec.shared else s for s in spec.pair}
+        self.summary = nn.ModuleDict(
+            {s: Summary(s, widths[s], spec.pools.get(s, spec.pool)) for s in spec.pair}
+        )
         self.project = nn.ModuleDict(
-            {s: nn.Linear(widths[s], spec.dim, bias=False) for s in projected}
+            {
+                s: _projection(spec.projections.get(s, "linear"), s, widths[s], spec.dim)
+                for s in projected
+            }
         )
         self.layer, self.cosine, self.wait = spec.layer, spec.cosine, spec.wait
         self.scale: Tensor
@@ -134,22 +151,26 @@ class ContrastHead(Head):
         #: streams whose slow features are queued; each is asked for by the other
         self.queued = (spec.pair if spec.both else spec.pair[1:]) if spec.queue else ()
         self.queue = Queue(len(self.queued), spec.queue, spec.dim) if spec.queue else None
-        self.slow = copy.deepcopy(self.project).requires_grad_(False) if spec.queue else None
+        #: slow copies of both
+        self.slow = _copy(self.summary, self.project) if spec.queue else None
         self._made: tuple[Tensor, AimBatch] | None = None
 
     def features(self, encoded: Encoded, stream: str) -> Tensor:
         """Vectors ``[E, dim]`` of one stream, float32; of length one if ``cosine``."""
-        return self._features(self.project, encoded, stream)
+        return self._features(self.summary, self.project, encoded, stream)
 
-    def _features(self, project: nn.ModuleDict, encoded: Encoded, stream: str) -> Tensor:
-        state = summary(encoded.after(self.layer), stream, self.pool)
+    def _features(
+        self, summary: nn.ModuleDict, project: nn.ModuleDict, encoded: Encoded, stream: str
+    ) -> Tensor:
+        state = summary[stream](encoded.after(self.layer))
         out = project[self.owner[stream]](state).float()
         return F.normalize(out, dim=1) if self.cosine else out
 
     def factor(self) -> Tensor:
         """What cosines are multiplied by, a scalar."""
-        # a learned temperature is kept from running away (CLIP, section 2.5)
-        return self.scale.clamp(max=math.log(100)).exp()
+        # the softmax form's temperature is kept from running away (CLIP, section 2.5); the sigmoid
+        # form has no such limit, and published weights lie beyond it
+        return (self.scale.clamp(max=math.log(100)) if self.bias is None else self.scale).exp()
 
     def scores(self, encoded: Encoded) -> Tensor:
         """Scaled cosines ``[E, E]``: the first stream of each example with the second of each."""
@@ -166,12 +187,13 @@ class ContrastHead(Head):
             a, b = (self.features(encoded, s).index_select(0, aim.index) for s in self.pair)
             return contrast(a, b, aim.value, aim.weight, self.factor(), self.bias)
         slow = encoded.slow(self.queued if encoded.view.apart else None)
+        summary, project = (m for m in self.slow if isinstance(m, nn.ModuleDict))
         total: dict[str, Tensor] = {}
         made = []
         for number, stream in enumerate(self.queued):
             asker = self.pair[1 - self.pair.index(stream)]
             with torch.no_grad():
-                key = self._features(self.slow, slow, stream).index_select(0, aim.index)
+                key = self._features(summary, project, slow, stream).index_select(0, aim.index)
             made.append(key)
             part = queue_contrast(
                 self.features(encoded, asker).index_select(0, aim.index),
@@ -194,12 +216,25 @@ class ContrastHead(Head):
         self.queue.push(rows[0].transpose(0, 1), rows[1], rows[2])
 
     def followers(self) -> list[tuple[nn.Module, nn.Module]]:
-        """The slow projections."""
-        return [] if self.slow is None else [(self.slow, self.project)]
+        """Slow summaries and projections."""
+        fast = (self.summary, self.project)
+        return [] if self.slow is None else list(zip(self.slow, fast, strict=True))
 
     def predict(self, encoded: Encoded) -> Tensor:
         """Both features of each example, ``[E, 2, dim]``."""
         return torch.stack([self.features(encoded, s) for s in self.pair], dim=1)
+
+
+def _projection(kind: Projection, stream: str, width: int, dim: int) -> nn.Module:
+    if kind != "none":
+        return nn.Linear(width, dim, bias=kind == "affine")
+    if width != dim:
+        raise ValueError(f"projections.{stream}: none needs dim {width}, the width; it is {dim}")
+    return nn.Identity()
+
+
+def _copy(*modules: nn.ModuleDict) -> nn.ModuleList:
+    return copy.deepcopy(nn.ModuleList(modules)).requires_grad_(False)
 
 
 def contrast(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality
 from crossloom.objectives.contrast import Contrast, ContrastHead
-from crossloom.objectives.objective import Aim, Head, Objective, example_aim, mark, need
+from crossloom.objectives.objective import Aim, Head, Objective, example_aim, lend, mark, need
 from crossloom.objectives.pool import Pool, Pooler
 from crossloom.objectives.view import Shown
 from crossloom.units import Array
@@ -89,6 +89,12 @@ class Match(Objective):
                 f"view {self.view.name!r}: set view.mismatch, or passages where a reader "
                 "mismatches, or mined; one of them, and `which` with the first only"
             )
+        looking = [s for s in self.view.streams if getattr(modalities[s], "looks_at", "")]
+        if self.mined and looking:
+            raise ValueError(
+                f"mined: {looking[0]!r} shows another stream on its units, and could not be paired "
+                "anew without being embedded anew"
+            )
         if strange := [s for s in self.pooled if s not in self.view.streams]:
             raise ValueError(f"view {self.view.name!r} does not show {', '.join(strange)}")
 
@@ -119,6 +125,10 @@ class MatchHead(Head):
         """``[E, classes]`` float32."""
         out: Tensor = self.score(self.pooler(encoded)).float()
         return out
+
+    def borrow(self, other: Head) -> None:
+        """Use another head's pooler."""
+        lend(self, other, "pooler")
 
     def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
         """Cross entropy and ``correct``."""
