@@ -159,8 +159,14 @@ def _box(
                 f'<path d="M{x:g},{{{y:g}}} V{{{y + BOX:g}}}" stroke="{line_by}" stroke-width="2"/>'
             )
     middle = (left + right) / 2
-    sheet.boxes.append(_text(middle, y + BOX - 17, title, 13, line))
-    sheet.boxes.append(_text(middle, y + BOX - 32, " · ".join(facts), 10, "#6a7680"))
+    below = " · ".join(facts)
+    sheet.boxes.append(_text(middle, y + BOX - 17, title, _fit(title, 13, right - left), line))
+    sheet.boxes.append(_text(middle, y + BOX - 32, below, _fit(below, 10, right - left), "#6a7680"))
+
+
+def _fit(said: str, points: float, room: float) -> float:
+    """The size of letters, smaller where a text would not fit into its box."""
+    return min(points, round((room - 12) / (0.56 * max(1, len(said))), 1))
 
 
 def _reach(sheet: _Sheet, readers: tuple[str, ...], read: tuple[str, ...], y: float) -> None:
@@ -190,14 +196,14 @@ def _text(
     x: float,
     y: float,
     said: str,
-    points: int,
+    points: float,
     colour: str,
     anchor: str = "middle",
     bold: bool = False,
 ) -> str:
     weight = ' font-weight="600"' if bold else ""
     return (
-        f'<text x="{x:g}" y="{{{y:g}}}" font-size="{points}" fill="{colour}" '
+        f'<text x="{x:g}" y="{{{y:g}}}" font-size="{points:g}" fill="{colour}" '
         f'text-anchor="{anchor}"{weight}>{_plain(said)}</text>'
     )
 
@@ -228,7 +234,7 @@ def _write(sheet: _Sheet) -> str:
             f'<rect x="{x - WIDE / 2:g}" y="{{{-4:g}}}" width="{WIDE}" height="44" rx="22" '
             f'fill="{fill}" stroke="{line}"/>'
         )
-        names.append(_text(x, -23, stream, 14, line, bold=True))
+        names.append(_text(x, -23, stream, _fit(stream, 14, WIDE), line, bold=True))
         names.append(_text(x, -38, f"{plan.widths[stream]} wide", 10, "#6a7680"))
     body = "\n".join([*sheet.frames, *lines, *sheet.arrows, *sheet.boxes, *names])
     return (

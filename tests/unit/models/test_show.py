@@ -123,6 +123,13 @@ def test_a_decoder_stands_above_what_it_reads():
     assert height < min(top for _, top, _, _ in encoder)
 
 
+def test_long_names_are_written_small():
+    name = "frames of the second camera of the left arm"
+    root = ElementTree.fromstring(draw(encoder_decoder(name, "b", layers=1)))
+    for text in root.iter("{http://www.w3.org/2000/svg}text"):
+        assert len(text.text) * 0.5 * float(text.get("font-size")) < 190
+
+
 def test_names_are_escaped():
     name = "<a&{0}>"
     plan = single_stream((name, "b"), layers=1)
