@@ -164,7 +164,9 @@ class Collator:
                 fates == Fate.HIDE,
                 np.array([len(u) for u in units], np.int64),
             )
-        return ViewBatch(streams=streams, apart=view.apart, causal=view.causal)
+        return ViewBatch(
+            streams=streams, apart=view.apart, causal=view.causal, reads=dict(view.reads)
+        )
 
     def _blank_view(self, view: View) -> ViewBatch:
         """One example of blank units: every module takes part in every step."""

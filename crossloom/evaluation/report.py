@@ -115,7 +115,7 @@ def _facts(run: Path, recipe: Recipe, journal: Sequence[dict[str, Any]]) -> list
     width = max(recipe.plan.widths.values())
     facts = [
         ("parameters", f"{sum(w.numel() for w in weights.values()) / 1e6:.2f} M"),
-        ("layers × width", f"{len(recipe.plan.layers)} × {width}"),
+        ("layers × width", f"{len({n for n, _ in recipe.plan.blocks})} × {width}"),
         ("steps", f"{recipe.steps:,}"),
         ("examples a step", f"{recipe.examples * recipe.micro}"),
     ]
@@ -161,7 +161,9 @@ def _details(best: dict[str, Tuned], fresh: dict[str, Tuned]) -> list[str]:
 
 def _curves(journal: Sequence[dict[str, Any]]) -> list[str]:
     names = sorted({k for x in journal for k in x})
-    objectives = sorted(n.removesuffix("/loss") for n in names if n.endswith("/loss"))
+    held = {n: n.removeprefix("held/").removesuffix("/loss") for n in names if n[:5] == "held/"}
+    losing = [n for n in names if n.endswith("/loss") and n not in held]
+    objectives = sorted(n.removesuffix("/loss") for n in losing)
     # every objective has a label in both plots, so that it has one colour
     losses = {f"{o}/loss": o for o in objectives}
     right = {f"{o}/correct": o for o in objectives}
@@ -170,6 +172,8 @@ def _curves(journal: Sequence[dict[str, Any]]) -> list[str]:
         plots.append(curves(journal, losses, "Loss by objective"))
     if any(n in names for n in right):
         plots.append(curves(journal, right, "Share predicted correctly", share=True))
+    if held:
+        plots.append(curves(journal, held, "Loss on data held back"))
     return plots
 
 

@@ -181,9 +181,11 @@ def checked(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config
 
 
-def modern(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def modern(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Weights under today's names: old files call a norm's parts ``gamma`` and ``beta``."""
     new = {".gamma": ".weight", ".beta": ".bias"}
+    if not any(name.endswith(tuple(new)) for name in weights):
+        return weights
     found = {}
     for name, value in weights.items():
         stem, dot, last = name.rpartition(".")

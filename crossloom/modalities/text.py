@@ -9,6 +9,10 @@ These id layouts are read:
   (``transformers: tokenization_xlm_roberta.py``).
 - ``wordpiece`` and ``wordpiece-cased``: BERT's ``vocab.txt``, as its uncased and cased models read
   it (:mod:`crossloom.modalities.wordpiece`; needs the package ``tokenizers``).
+- ``clip``: CLIP's byte pairs, which need no file (:mod:`crossloom.modalities.byte_pairs`).
+- ``siglip``: a SentencePiece model with ``<pad>`` 0, ``</s>`` 1, ``<unk>`` 2, whose texts are lower
+  case without punctuation, begin with nothing and are filled up with ``</s>``
+  (``transformers: tokenization_siglip.py``).
 
 One passage becomes ``<s> a </s>``, two become ``<s> a </s> </s> b </s>`` (RoBERTa, XLM-R); in
 BERT's layouts ``[CLS] a [SEP]`` and ``[CLS] a [SEP] b [SEP]``.
@@ -17,6 +21,7 @@ BERT's layouts ``[CLS] a [SEP]`` and ``[CLS] a [SEP] b [SEP]``.
 from __future__ import annotations
 
 import hashlib
+import string
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,14 +34,19 @@ import torch
 from torch import Tensor, nn
 
 from crossloom.batch import Stream
+from crossloom.modalities.byte_pairs import BytePairs
 from crossloom.modalities.modality import Embedder, Modality, Target
 from crossloom.modalities.wordpiece import WordPiece
 from crossloom.units import Array, BadSample, Fate, Passage, Sample, Units, make_units
 
 #: Scripts written without spaces: there every piece counts as a word of its own.
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
-Layout = Literal["own", "xlm-r", "wordpiece", "wordpiece-cased"]
+#: Layouts without a mask: nothing of theirs can be hidden.
+_MASKLESS = ("clip", "siglip")
+
+Layout = Literal["own", "xlm-r", "wordpiece", "wordpiece-cased", "clip", "siglip"]
 
 
 class Vocabulary:
@@ -44,7 +54,7 @@ class Vocabulary:
 
     Attributes:
         size: number of ids, specials included.
-        begin, end, pad, unknown, mask: ids of the specials.
+        begin, end, pad, unknown, mask: ids of the specials, -1 where there is none.
         ordinary: ``[n]`` int64, ids that a random replacement may take.
         starts_word: ``[size]`` bool, whether a piece begins a new word.
         doubled: two passages are parted by two ends, not one.
@@ -79,6 +89,15 @@ class Vocabulary:
             self.size = len(pieces) + 2
             self.begin, self.pad, self.end, self.unknown, self.mask = 0, 1, 2, 3, self.size - 1
             pieces = ["<s>", "<pad>", "</s>", "<unk>", *pieces[3:], "<mask>"]
+        elif layout == "siglip":
+            self._shift = 0
+            self.size = len(pieces)
+            self.begin, self.mask = -1, -1
+            # the published tokenizer fills up with the end, not with the model's own <pad>
+            self.end = self.pad = model.eos_id()
+            self.unknown = model.unk_id()
+            if self.end < 0:
+                raise ValueError(f"{path}: has no </s>; give SigLIP's spiece.model")
         else:
             self._shift = 0
             self.size = len(pieces)
@@ -97,9 +116,12 @@ class Vocabulary:
         identity.update(f"{layout} {sorted(special)}".encode())
         self.identity = identity.hexdigest()[:16]
         self._unknown_raw = model.unk_id()
+        self._bare = layout == "siglip"
 
     def encode(self, text: str) -> Array:
         """Ids ``[n]`` int64 of a text, without specials."""
+        if self._bare:
+            text = " ".join(text.lower().translate(_NO_PUNCTUATION).split())
         ids: Array = np.array(self.processor.EncodeAsIds(text), np.int64)
         if self._shift:
             ids = np.where(ids == self._unknown_raw, self.unknown, ids + self._shift)
@@ -128,10 +150,12 @@ def _starts_word(piece: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def vocabulary(path: str, layout: Layout) -> Vocabulary | WordPiece:
+def vocabulary(path: str, layout: Layout) -> Vocabulary | WordPiece | BytePairs:
     """The vocabulary at a path, loaded once per process."""
     if layout in ("wordpiece", "wordpiece-cased"):
         return WordPiece(path, cased=layout == "wordpiece-cased")
+    if layout == "clip":
+        return BytePairs()
     return Vocabulary(path, layout)
 
 
@@ -154,6 +178,9 @@ class Text(Modality):
     for as many as the file has."""
     limit: int = 64
     """Most units of an example, specials included; the longer passage is cut first."""
+    filled: bool = False
+    """Fill every text up to the limit with ``<pad>``, which are units like any other: read and
+    scored with (SigLIP's text tower attends to its padding)."""
     positions: int = 0
     """Rows of the position table; 0 for as many as the limit. Published tables are longer than
     what their systems read (BERT: 512)."""
@@ -165,6 +192,11 @@ class Text(Modality):
     """Number of passage-type embeddings: 2 tells the second passage from the first (BERT)."""
     restart: bool = False
     """Restart positions at the second passage (TLM in XLM)."""
+    norm: bool = True
+    """A layer norm over the embedding; pre-norm towers leave it to the Transformer (CLIP)."""
+    marked: bool = False
+    """A learned vector added to every unit after the norm, which says that it is of a text (the
+    modality type of single-stream models)."""
     looks_at: str = ""
     """Stream of regions that is seen on the text's own units (early fusion); empty for none."""
     sees: Literal["whole", "referred"] = "whole"
@@ -182,7 +214,7 @@ class Text(Modality):
             )
 
     @property
-    def vocab(self) -> Vocabulary | WordPiece:
+    def vocab(self) -> Vocabulary | WordPiece | BytePairs:
         """The loaded vocabulary.
 
         Raises:
@@ -191,13 +223,15 @@ class Text(Modality):
         found = vocabulary(self.vocabulary, self.layout)
         if self.size and found.size != self.size:
             raise ValueError(
-                f"{self.vocabulary}: has {found.size} ids, but the recipe says size: {self.size}; "
-                "give the vocabulary the model was made for, or set size to 0"
+                f"{self.vocabulary or self.layout}: has {found.size} ids, but the recipe says "
+                f"size: {self.size}; give the vocabulary the model was made for, or set size to 0"
             )
         return found
 
     def _mask(self) -> int:
         """The mask's id; without the file, the one that published vocabularies give it."""
+        if self.layout in _MASKLESS:
+            return -1
         if not self.size or Path(self.vocabulary).is_file():
             return self.vocab.mask
         usual = {"own": 4, "xlm-r": self.size - 1}.get(self.layout, 103)
@@ -211,7 +245,10 @@ class Text(Modality):
         for passage, part in zip(passages, pieces, strict=True):
             if len(part) == 0:
                 raise BadSample("empty text", f"{self.field}: no units in {passage.text!r}")
-        heads = [[vocab.begin], [vocab.end] if vocab.doubled else []]
+        heads = [
+            [vocab.begin] if vocab.begin >= 0 else [],
+            [vocab.end] if vocab.doubled else [],
+        ]
         pieces = _cut(pieces, self.limit - sum(len(h) + 1 for h in heads[: len(pieces)]))
         ids: list[Array] = []
         group: list[Array] = []
@@ -245,13 +282,14 @@ class Text(Modality):
             content["segment"] = np.concatenate(segment).astype(np.int64)
         if self._refers:
             content["refers"] = np.concatenate(refers).astype(np.int64)
-        return make_units(
+        units = make_units(
             content,
             targets={"token": token.copy()},
             position=np.concatenate(position).astype(np.int64),
             maskable=(token != vocab.begin) & (token != vocab.end),
             group=np.concatenate(group).astype(np.int64),
         )
+        return fill(units, self.limit, vocab.pad) if self.filled else units
 
     @property
     def _refers(self) -> bool:
@@ -264,9 +302,10 @@ class Text(Modality):
             raise BadSample("unknown language", f"language {code!r} is not listed") from None
 
     def blank(self) -> Units:
-        """The unit ``<s>`` alone."""
+        """The unit ``<s>`` alone (or ``</s>``, where nothing begins a text)."""
         one = np.zeros(1, np.int64)
-        content = {"token": one + self.vocab.begin}
+        vocab = self.vocab
+        content = {"token": one + (vocab.begin if vocab.begin >= 0 else vocab.end)}
         content |= {"language": one} if self.languages else {}
         content |= {"segment": one} if self.segments > 1 else {}
         content |= {"refers": one - 1} if self._refers else {}
@@ -277,7 +316,9 @@ class Text(Modality):
         return self.limit
 
     def predictable(self) -> Mapping[str, Target]:
-        """``token``: the id itself."""
+        """``token``: the id itself, where the vocabulary has a mask to hide it."""
+        if self.layout in _MASKLESS:
+            return {}
         return {"token": Target(dim=self.size or self.vocab.size, form="index")}
 
     def substitute(
@@ -302,6 +343,8 @@ class Text(Modality):
             segments=self.segments,
             width=width,
             dropout=self.dropout,
+            norm=self.norm,
+            marked=self.marked,
             looks_at=self.looks_at,
             sees=self.sees,
         )
@@ -323,6 +366,23 @@ def _passages(sample: Sample, field: str) -> tuple[Passage, ...]:
         except UnicodeDecodeError as error:
             raise BadSample("not UTF-8", f"{field}: {error}") from None
     return tuple(value)
+
+
+def fill(units: Units, limit: int, pad: int) -> Units:
+    """Text units followed by ``<pad>`` up to ``limit``; none of them is ever hidden.
+
+    A pad takes the last unit's language and segment, and the next positions.
+    """
+    count = limit - len(units)
+    content = {k: np.concatenate([v, np.repeat(v[-1:], count)]) for k, v in units.content.items()}
+    content["token"][len(units) :] = pad
+    return make_units(
+        content,
+        targets={"token": content["token"].copy()},
+        position=np.concatenate([units.position, units.position[-1] + 1 + np.arange(count)]),
+        maskable=np.concatenate([units.maskable, np.zeros(count, bool)]),
+        group=np.concatenate([units.group, np.repeat(units.group[-1:] + 1, count)]),
+    )
 
 
 def _refers(spans: Array, refers: tuple[tuple[int, int, int], ...]) -> Array:
@@ -359,6 +419,8 @@ class TextEmbedder(Embedder):
         segments: int,
         width: int,
         dropout: float,
+        norm: bool = True,
+        marked: bool = False,
         looks_at: str = "",
         sees: str = "whole",
     ) -> None:
@@ -370,7 +432,8 @@ class TextEmbedder(Embedder):
         self.position = nn.Embedding(positions, width)
         self.language = nn.Embedding(languages, width) if languages else None
         self.segment = nn.Embedding(segments, width) if segments > 1 else None
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        self.mark = nn.Parameter(torch.zeros(width)) if marked else None
         self.dropout = nn.Dropout(dropout)
         self.looks_at, self.sees = (looks_at,) if looks_at else (), sees
         self._sight: tuple[Any, ...] = ()
@@ -407,6 +470,8 @@ class TextEmbedder(Embedder):
         if self.sight_norm is not None:
             x = x + self.sight_norm(self._whole(stream, image))
         x = self.dropout(self.norm(x))
+        if self.mark is not None:
+            x = x + self.mark
         if image is None or self.sees == "whole":
             return x
         return x + self._referred(stream, image)
