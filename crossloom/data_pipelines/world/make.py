@@ -15,7 +15,7 @@ from crossloom.data_pipelines.world import clip
 from crossloom.data_pipelines.world.describe import ANSWERS, describe
 from crossloom.data_pipelines.world.languages import LANGUAGES
 from crossloom.data_pipelines.world.scene import CLASS_NAMES, SPLITS, draw, make_scene, regions
-from crossloom.data_pipelines.world.speech import spoken
+from crossloom.data_pipelines.world.speech import spoken, word_times
 from crossloom.data_pipelines.write import Member, ShardWriter
 from crossloom.units import keyed_rng
 
@@ -168,7 +168,9 @@ def _speech_sample(seed: int, split: str, number: int) -> tuple[str, dict[str, M
     language = list(LANGUAGES)[int(rng.integers(len(LANGUAGES)))]
     text = describe(scene, seed)["texts"][language][2]
     key = f"speech-{scene.key}"
-    content = {"id": key, "texts": {language: [text]}, "language": language}
+    content = {
+        "id": key, "texts": {language: [text]}, "language": language, "words": word_times(text)
+    }  # fmt: skip
     return key, {"flac": spoken(text, language, int(rng.integers(1000))), "json": content}
 
 
