@@ -73,6 +73,9 @@ class Regions(Modality):
     """Size F of a feature vector."""
     classes: int = 1601
     """Number C of classes, background (0) included; 0 when none are to be predicted."""
+    background: bool = True
+    """Count background as a class. False: ``classes`` are those of objects alone, from 0, one less
+    than the arrays number them (LXMERT: 1600), and regions of background have no class."""
     attributes: int = 0
     """Number of attributes, as the array numbers them; 0 when none are to be predicted."""
     box: Literal[0, 4, 5, 6, 7, "waves"] = 7
@@ -211,16 +214,18 @@ class Regions(Modality):
 
     def _classes(self, arrays: Mapping[str, Array], count: int) -> dict[str, Array]:
         label = chance = None
+        without = 0 if self.background else 1
+        stored = self.classes + without
         if "labels" in arrays:
             label = self._array(arrays, "labels", (count,))[: self.limit].astype(np.int64)
-            if label.min() < 0 or label.max() >= self.classes:
+            if label.min() < 0 or label.max() >= stored:
                 raise BadSample(
                     "wrong shape",
                     f"{self.field}: labels are {label.min()}..{label.max()}; "
-                    f"expected 0..{self.classes - 1} ({self.classes} classes)",
+                    f"expected 0..{stored - 1} ({stored} classes)",
                 )
         if label is None or "probabilities" in arrays:
-            chance = self._array(arrays, "probabilities", (count, self.classes))[: self.limit]
+            chance = self._array(arrays, "probabilities", (count, stored))[: self.limit]
             chance = chance.astype(np.float32)
             total = chance.sum(1, keepdims=True)
             # not(...) so that NaN fails too; half precision over 1601 classes is off by 1 %
@@ -235,9 +240,14 @@ class Regions(Modality):
             assert chance is not None
             label = chance[:, 1:].argmax(1).astype(np.int64) + 1
         if chance is None:
-            chance = np.eye(self.classes, dtype=np.float32)[label]
-        sure = chance[np.arange(len(label)), label]
-        sure = self._confidence(arrays, "confidence", count, sure)
+            chance = np.eye(stored, dtype=np.float32)[label]
+        label, chance = label - without, chance[:, without:]
+        sure = np.where(label >= 0, chance[np.arange(len(label)), label], 0)
+        if without:  # of the objects alone; of none where all is background
+            total = chance.sum(1, keepdims=True)
+            even = np.full_like(chance, 1 / self.classes)
+            chance = np.where(total > 0, chance / np.maximum(total, 1e-30), even)
+        sure = self._confidence(arrays, "confidence", count, sure.astype(np.float32))
         return {"class": label, "classes": chance, "confidence": sure}
 
     def _attributes(self, arrays: Mapping[str, Array], count: int) -> dict[str, Array]:
