@@ -279,7 +279,7 @@ class Encoded:
 
         Args:
             order: for every stream of the view, ``[F]`` int64: which example comes where. The
-                streams are embedded anew only where one is embedded with what it sees of another.
+                streams are embedded already; none may be embedded with what it sees of another.
         """
         assert self.passes is not None, "only while a batch is scored"
         return self.passes.again(self, order)

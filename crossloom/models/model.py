@@ -14,6 +14,7 @@ from crossloom.models.attention import Attention
 from crossloom.models.fusion import Fusion
 from crossloom.models.momentum import Slow, encode, follow
 from crossloom.models.plan import Plan
+from crossloom.objectives.match import Match
 from crossloom.objectives.objective import Head, Objective
 from crossloom.objectives.reconstruct import ReconstructHead
 from crossloom.objectives.view import View
@@ -84,6 +85,9 @@ class CrossloomModel(nn.Module):
             if self._embedder(self.owner[head.stream]).tied(head.name) is None:
                 head.untie()
         for name, objective in objectives.items():
+            if isinstance(objective, Match) and objective.mined:
+                for stream in objective.view.streams:
+                    self._check_mined(name, stream)
             if objective.shares:
                 _share(name, objective.shares, self.heads)
         _initialise(self)
@@ -120,6 +124,14 @@ class CrossloomModel(nn.Module):
 
     def _embedders(self, embed: nn.ModuleDict) -> dict[str, nn.Module]:
         return {s: embed[owner] for s, owner in self.owner.items() if owner in embed}
+
+    def _check_mined(self, name: str, stream: str) -> None:
+        """Streams are paired anew as they were embedded: none may have seen another there."""
+        if sees := self._embedder(self.owner[stream]).looks_at:
+            raise ValueError(
+                f"objectives.{name}.mined: {stream!r} is embedded with what it sees of "
+                f"{', '.join(sees)}, so that pairs cannot be made anew; use view.mismatch"
+            )
 
     def _embedder(self, stream: str) -> Embedder:
         embedder = self.embed[stream]
@@ -198,10 +210,7 @@ class _Passes:
             streams[name], index = pick(stream, order[name])
             states[name] = encoded.embedded[name].index_select(0, index)
         view = replace(encoded.view, streams=streams)
-        # where one stream is embedded with what it sees of another, that is another one now
-        sees = any(getattr(encoded.embedders[s], "looks_at", ()) for s in streams)
-        embedded = None if sees else states
-        found = encode(encoded.embedders, self.model.fusion, view, embedded=embedded)
+        found = encode(encoded.embedders, self.model.fusion, view, embedded=states)
         return replace(found, passes=self)
 
     def slow(self, encoded: Encoded, streams: tuple[str, ...]) -> Encoded:
