@@ -48,13 +48,14 @@ def exhibit(
     """
     rng = keyed_rng(seed, example.epoch, example.key, view.name)
     units = {s: example.units[s] for s in view.streams}
-    matched = bool(example.labels.get("matched", True))
-    if view.mismatch and rng.random() < view.mismatch_rate:
+    taken, may_take = "", view.mismatched
+    if may_take and rng.random() < view.mismatch_rate:
         candidates = [o for o in others if o.sample != example.sample]
         if candidates:
             partner = candidates[int(rng.integers(len(candidates)))]
-            units[view.mismatch] = partner.units[view.mismatch]
-            matched = False
+            taken = may_take[int(rng.integers(len(may_take)))] if len(may_take) > 1 else may_take[0]
+            units[taken] = partner.units[taken]
+    matched = not taken and bool(example.labels.get("matched", True))
     fate, content = {}, {}
     for stream, these in units.items():
         hide = view.hide.get(stream)
@@ -64,11 +65,13 @@ def exhibit(
         else:
             fate[stream] = draw_fates(these, hide, rng)
             content[stream] = modalities[stream].substitute(these, fate[stream], rng)
-            if modalities[stream].swapped and (fate[stream] == Fate.SWAP).any():
+            if (fate[stream] == Fate.SWAP).any() and modalities[stream].swapped:
                 strangers = [o.units[stream] for o in others if o.sample != example.sample]
                 names = modalities[stream].swapped
                 content[stream] = _swap(content[stream], fate[stream], names, strangers, rng)
-    shown = Shown(key=example.key, units=units, fate=fate, matched=matched, labels=example.labels)
+    shown = Shown(
+        key=example.key, units=units, fate=fate, matched=matched, taken=taken, labels=example.labels
+    )
     return Exhibit(shown, content)
 
 
@@ -177,11 +180,12 @@ class Collator:
         return self._view(replace(view, hide={}), [exhibit])
 
     def _aim(self, objective: Objective, exhibits: Sequence[Exhibit], slots: int) -> AimBatch:
-        index, value, begin = [], [], 0
+        index, value, trust, begin = [], [], [], 0
         for number, one in enumerate(exhibits):
             aim: Aim = objective.aim(one.shown)
             index.append(aim.index + (begin if objective.scored else number))
             value.append(aim.value)
+            trust += [] if aim.trust is None else [aim.trust]
             begin += len(one.shown.units[objective.scored]) if objective.scored else 0
         count = sum(len(i) for i in index)
         fixed = objective.slots(slots)
@@ -190,6 +194,11 @@ class Collator:
             index.append(np.zeros(blanks, np.int64))
             value.append(np.repeat(objective.blank(self.modalities), blanks, axis=0))
         weight = np.concatenate([np.ones(count, np.float32), np.zeros(blanks, np.float32)])
+        if trust:
+            trust.append(np.ones(blanks, np.float32))
         return AimBatch(
-            index=np.concatenate(index).astype(np.int64), value=np.concatenate(value), weight=weight
+            index=np.concatenate(index).astype(np.int64),
+            value=np.concatenate(value),
+            weight=weight,
+            trust=np.concatenate(trust).astype(np.float32) if trust else None,
         )

@@ -18,6 +18,7 @@ import numpy as np
 
 from crossloom.data_pipelines.layouts import adapt
 from crossloom.data_pipelines.shards import Entry
+from crossloom.data_pipelines.tags import Tags
 from crossloom.units import BadSample, Passage, Sample
 
 Labels = Mapping[str, Any]
@@ -122,6 +123,8 @@ class Texts(Reader):
     weights: Mapping[str, float] | None = None
     """Relative weight of each language; equal when None."""
     all_texts: bool = False
+    tags: Tags | None = None
+    """Object tags, given as another text, ``"tags"``."""
 
     def items(self, entry: Entry) -> int:
         """One, or as many as there are texts."""
@@ -138,7 +141,8 @@ class Texts(Reader):
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is one passage; label ``language``."""
-        texts = _field(sample_json(members), self.of)
+        content = sample_json(members)
+        texts = _field(content, self.of)
         if self.unnamed and "" in texts:
             also = {self.unnamed: [*texts.get(self.unnamed, ()), *texts[""]]}
             texts = {code: some for code, some in texts.items() if code} | also
@@ -155,7 +159,9 @@ class Texts(Reader):
             language = found[int(rng.choice(len(found), p=share))]
             text = texts[language][int(rng.integers(len(texts[language])))]
         passage = Passage(language, _text(text, f"{self.of}.{language}"))
-        return {**members, "text": (passage,)}, {"language": language, "text": passage.text}
+        tags = self.tags.read(members, content) if self.tags else {}
+        sample = {**members, "text": (passage,), **tags}
+        return sample, {"language": language, "text": passage.text}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +232,8 @@ class Questions(Reader):
 
     kind: ClassVar[str] = "questions"
     languages: tuple[str, ...] = ()
+    tags: Tags | None = None
+    """Object tags, given as another text, ``"tags"``."""
 
     def items(self, entry: Entry) -> int:
         """The number of questions."""
@@ -235,7 +243,8 @@ class Questions(Reader):
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is the question; labels ``answers`` (scores by answer), ``kind``, ``id``."""
-        question = _field(sample_json(members), "questions")[item]
+        content = sample_json(members)
+        question = _field(content, "questions")[item]
         found = _choose(_field(question, "text"), self.languages, "questions.text")
         language = found[int(rng.integers(len(found)))]
         passage = Passage(language, _text(question["text"][language], "questions.text"))
@@ -245,7 +254,8 @@ class Questions(Reader):
             "language": language,
             "text": passage.text,
         }
-        return {**members, "text": (passage,)}, labels
+        tags = self.tags.read(members, content) if self.tags else {}
+        return {**members, "text": (passage,), **tags}, labels
 
 
 @dataclass(frozen=True, kw_only=True)

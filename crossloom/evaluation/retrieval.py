@@ -67,6 +67,7 @@ class Retrieval(Task):
         streams = self.streams(recipe)
         given = recipe.objectives.get("itm")
         taken = given is not None and given.kind == "match" and given.view.streams == streams
+        taken = taken and given is not None and set(given.beside) <= {"itc"}
         match = given if given and taken else itm(streams, mismatch=streams[1])
         return {
             "itc": itc((streams[0], streams[1]), dim=self.dim, pool="mean"),

@@ -30,6 +30,9 @@ class Target:
 
     dim: int
     form: Literal["index", "distribution", "vector"]
+    trusted: bool = False
+    """Whether ``Units.targets`` also holds ``"NAME.trust"``, float32 ``[N]`` in 0..1: how far each
+    value is trusted (a detector's confidence)."""
 
 
 class Embedder(nn.Module, ABC):
@@ -66,6 +69,8 @@ class Modality(ABC):
     kind: ClassVar[str]
     field: str
     """The member of a sample that is read, e.g. ``"text"``, ``"regions.npz"``, ``"flac"``."""
+    own: ClassVar[tuple[str, ...]] = ("field",)
+    """Fields in which streams with one embedder (a recipe's ``tied``) may differ."""
 
     @abstractmethod
     def decode(self, sample: Sample, rng: np.random.Generator) -> Units:

@@ -168,6 +168,7 @@ class Text(Modality):
     """
 
     kind: ClassVar[str] = "text"
+    own: ClassVar[tuple[str, ...]] = ("field", "segment")
     field: str = "text"
     vocabulary: str = "tokenizer.model"
     """Path of the SentencePiece model (or ``vocab.txt``), relative to the recipe's ``data`` unless
@@ -190,6 +191,8 @@ class Text(Modality):
     """Languages with an embedding of their own (XLM); empty for none (XLM-R)."""
     segments: int = 1
     """Number of passage-type embeddings: 2 tells the second passage from the first (BERT)."""
+    segment: int = 0
+    """Passage type of the first passage: object tags beside a caption are 1 (Oscar)."""
     restart: bool = False
     """Restart positions at the second passage (TLM in XLM)."""
     norm: bool = True
@@ -207,6 +210,10 @@ class Text(Modality):
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        if not 0 <= self.segment < max(1, self.segments):
+            raise ValueError(
+                f"segment is {self.segment}; with segments={self.segments} it is below"
+            )
         if self.positions and self.positions < self.offset + self.limit:
             raise ValueError(
                 f"positions is {self.positions}; texts of up to {self.limit} units that start at "
@@ -266,7 +273,7 @@ class Text(Modality):
             group.append(np.concatenate([[0] * len(head), words, [words[-1] + 1]]) + groups)
             groups += int(words[-1]) + 2
             size = len(ids[-1])
-            segment.append(np.full(size, min(number, self.segments - 1)))
+            segment.append(np.full(size, min(self.segment + number, self.segments - 1)))
             begin = 0 if number == 0 or self.restart else sum(len(i) for i in ids[:-1])
             position.append(np.arange(begin, begin + size))
             if self._refers:

@@ -211,6 +211,14 @@ class Recipe:
         if self.pace and not self.held_every:
             raise ValueError("pace: follows held-out losses; set held_every, and components' held")
         drawn = {o for c in self.mixture.values() for o in c.objectives}
+        for name, component in self.mixture.items():
+            for objective in component.objectives:
+                lacking = set(self.objectives[objective].beside) - set(component.objectives)
+                if lacking:
+                    raise ValueError(
+                        f"mixture.{name}.objectives: {objective!r} needs {sorted(lacking)[0]!r} "
+                        "beside it, on the same batches"
+                    )
         if idle := [o for o in self.objectives if o not in drawn]:
             raise ValueError(f"objectives.{idle[0]}: no component of the mixture trains it")
         if self.fused and not all(o.separable for o in self.objectives.values()):
@@ -219,7 +227,7 @@ class Recipe:
             )
 
     def located(self) -> Recipe:
-        """The recipe with every relative vocabulary under ``data``."""
+        """The recipe with every relative vocabulary and file of class names under ``data``."""
 
         def place(modality: Modality) -> Modality:
             path = getattr(modality, "vocabulary", None)
@@ -227,7 +235,18 @@ class Recipe:
                 return modality
             return replace(modality, vocabulary=str(Path(self.data) / path))  # type: ignore[call-arg]
 
-        return replace(self, modalities={s: place(m) for s, m in self.modalities.items()})
+        def named(reader: Reader) -> Reader:
+            tags = getattr(reader, "tags", None)
+            if not tags or not tags.names or Path(tags.names).is_absolute():
+                return reader
+            tags = replace(tags, names=str(Path(self.data) / tags.names))
+            return replace(reader, tags=tags)  # type: ignore[call-arg]
+
+        return replace(
+            self,
+            modalities={s: place(m) for s, m in self.modalities.items()},
+            mixture={n: replace(c, reader=named(c.reader)) for n, c in self.mixture.items()},
+        )
 
 
 Recipe.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -11,28 +12,36 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from crossloom.batch import Batch
+from crossloom.models.model import CrossloomModel
 from crossloom.training.engine import Sums, add
 from crossloom.training.environment import Environment, seed_torch
 from crossloom.training.optim import freeze, make_optimiser
 from crossloom.training.recipe import Recipe
 
+#: What ``forward_sync_buffers`` of DDP was called in earlier releases of torch.
+_BEFORE = "broadcast_buffers"
+
 
 class TorchEngine:
     """Autocast, accumulation, clipping, AdamW, EMA."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, environment: Environment) -> None:
+    def __init__(self, model: CrossloomModel, recipe: Recipe, environment: Environment) -> None:
         self.recipe, self.environment = recipe, environment
         freeze(model, recipe.optim)
         self.model = model.to(environment.device)
         self.wrapped: nn.Module = self.model
         if environment.world > 1:
             # every head and embedder runs in every step, so there is nothing unused to look for
-            self.wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+            # buffers (queues) are made alike everywhere: sending them each step would only cost
+            known = inspect.signature(DistributedDataParallel.__init__).parameters
+            name = "forward_sync_buffers" if "forward_sync_buffers" in known else _BEFORE
+            settings: dict[str, Any] = {"gradient_as_bucket_view": True, name: False}
+            self.wrapped = DistributedDataParallel(self.model, **settings)
         self.optimiser = make_optimiser(self.model, recipe.optim)
         self.weights = {o: x.weight for o, x in recipe.objectives.items()}
         self.ema: dict[str, Tensor] = {}
         if recipe.ema:
-            self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+            self.ema = {n: p.detach().clone() for n, p in self._trained()}
 
     def step(self, number: int, batches: Sequence[Batch], counts: Mapping[str, float]) -> Sums:
         """See :class:`~crossloom.training.engine.Engine`."""
@@ -50,6 +59,7 @@ class TorchEngine:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        self.model.settle()
         self._average(number)
         total["step"] = {"norm": norm.detach()}
         return total
@@ -85,12 +95,15 @@ class TorchEngine:
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.optim.rate * factor * group["factor"]
 
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+
     @torch.no_grad()
     def _average(self, number: int) -> None:
         if self.ema:
             # the early average follows closely, else it would remember the initial weights
             decay = min(self.recipe.ema, (1 + number) / (10 + number))
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in self._trained():
                 self.ema[name].lerp_(parameter, 1 - decay)
 
     def state(self) -> dict[str, Tensor]:

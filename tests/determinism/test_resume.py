@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from crossloom.models.presets import co_attention, dual_encoder, single_stream
+from crossloom.objectives.presets import itc_queue, itm_hard
 from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.objectives.view import Hide, View
 from crossloom.testing.recipes import tiny_recipe
@@ -16,7 +17,7 @@ from crossloom.training.environment import start
 from crossloom.training.loop import RunError, train
 from crossloom.training.meters import read_journal
 from crossloom.training.recipe import RecipeError
-from crossloom.training.run import make_model, make_stack
+from crossloom.training.run import load_weights, make_model, make_stack
 
 CPU = start("cpu")
 
@@ -35,6 +36,37 @@ def whole(world, tmp_path_factory):
     recipe = replace(recipe, plan=replace(recipe.plan, dropout=0.2), ema=0.9)
     train(recipe, out, CPU)
     return recipe, out
+
+
+def test_a_queue_and_slow_encoders_resume_exactly(world, tmp_path):
+    base = tiny_recipe(world)
+    queue = itc_queue(queue=21, momentum=0.8, dim=16)
+    mined = replace(itm_hard(), pool="mean")
+    recipe = replace(
+        base,
+        plan=replace(base.plan, dropout=0.2),
+        objectives={**base.objectives, "itc": queue, "itm": mined},
+        mixture={
+            **base.mixture,
+            "captions": replace(
+                base.mixture["captions"], objectives=("mlm", "mrc", "mrfr", "itm", "itc")
+            ),
+        },
+        save_every=5,
+        keep=9,
+    )
+    train(recipe, tmp_path / "whole", CPU)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    for path in checkpoint.checkpoints(tmp_path / "part" / "checkpoints"):
+        if path.name != "step-000000005":
+            shutil.rmtree(path)
+    assert checkpoint.checkpoints(tmp_path / "part" / "checkpoints")
+    train(recipe, tmp_path / "part", CPU, resume=True)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "part")
+    one, two = (load_weights(tmp_path / x)[0] for x in ("whole", "part"))
+    assert set(one) == set(two)
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    assert "heads.itc.queue.feature" in one
 
 
 @pytest.mark.parametrize("step", [1, 5, 11])
