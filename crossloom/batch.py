@@ -102,6 +102,9 @@ class Batch:
     counts: Mapping[str, float]  #: host numbers: summed weights by objective
     keys: tuple[str, ...]  #: examples, as ``shard/key`` or ``shard/key#item``
     units: int = 0  #: real units over all views, blanks left out
+    fill: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """By stream: the units of its examples, and how many they would be if each were as long as the
+    stream allows; blanks left out."""
     micro: tuple[int, ...] = ()  #: which micro-batches of the run these are
     component: tuple[str, ...] = ()  #: the mixture component of each micro-batch
     defects: tuple[Defect, ...] = field(default=())  #: bad samples left out
@@ -179,6 +182,10 @@ def fuse(batches: Sequence[Batch], of_units: Mapping[str, str]) -> Batch:
         counts={k: sum(b.counts[k] for b in batches) for k in batches[0].counts},
         keys=sum((b.keys for b in batches), ()),
         units=sum(b.units for b in batches),
+        fill={
+            s: (sum(b.fill[s][0] for b in batches), sum(b.fill[s][1] for b in batches))
+            for s in batches[0].fill
+        },
         micro=sum((b.micro for b in batches), ()),
         component=sum((b.component for b in batches), ()),
         defects=sum((b.defects for b in batches), ()),

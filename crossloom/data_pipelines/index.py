@@ -22,7 +22,7 @@ from crossloom.data_pipelines import cache
 from crossloom.data_pipelines.errors import ShardError
 from crossloom.data_pipelines.tars import scan
 
-FORMAT = 2
+FORMAT = 3
 SUFFIX = ".index.json"
 
 

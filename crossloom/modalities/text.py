@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from crossloom.batch import Stream
+from crossloom.modalities.lay import fill, lay
 from crossloom.modalities.modality import Embedder, Modality, Target
 from crossloom.units import Array, BadSample, Fate, Passage, Sample, Units, make_units
 
@@ -33,6 +34,7 @@ from crossloom.units import Array, BadSample, Fate, Passage, Sample, Units, make
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 Layout = Literal["own", "xlm-r"]
+_ANY = 1 << 40  # a limit that no text reaches
 
 
 class Vocabulary:
@@ -187,6 +189,15 @@ class Text(Modality):
             maskable=(token != vocab.begin) & (token != vocab.end),
             group=np.concatenate(group).astype(np.int64),
         )
+
+    def loose(self, sample: Sample, rng: np.random.Generator) -> Units:
+        """Units of the sample's passage, however many."""
+        return replace(self, limit=_ANY).decode(sample, rng)
+
+    def join(self, units: Sequence[Units]) -> list[tuple[int, Units]]:
+        """Passages as ``<s> a </s> b </s>`` (FULL-SENTENCES of RoBERTa, section 4.2)."""
+        blocks = fill([len(u) - 2 for u in units], self.limit)
+        return [(parts[0][0], lay(units, parts)) for parts in blocks]
 
     def _language(self, code: str) -> int:
         try:

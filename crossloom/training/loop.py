@@ -206,6 +206,7 @@ class _Run:
                 units=sum(b.units for b in mine),
                 bad=sum(len(b.defects) for b in mine),
                 flops=self._flops(mine),
+                fill=[b.fill for b in mine],
             )
             last = step == recipe.steps or stopping
             if step % recipe.log_every == 0 or last:
