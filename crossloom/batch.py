@@ -114,6 +114,10 @@ class Batch:
         """The batch as tensors on a device."""
         return _map(self, lambda x: _tensor(x, torch.device(device)))
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Tell the allocator that a stream reads the tensors, wherever they were made."""
+        _map(self, lambda x: x.record_stream(stream) if isinstance(x, Tensor) else None)
+
     def pin_memory(self) -> Batch:
         """The batch as tensors in page-locked memory, so that copies to a GPU overlap with work."""
 

@@ -190,6 +190,7 @@ class _Run:
         while step < recipe.steps:
             waited = time.perf_counter()
             mine = next(batches)
+            self.engine.expect(mine[0])
             waited = time.perf_counter() - waited
             for batch in mine:
                 quarantine.add(step + 1, batch.defects)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from crossloom.batch import Batch
+from crossloom.training.copies import Copies
 from crossloom.training.engine import Sums
 from crossloom.training.environment import Environment, seed_torch
 from crossloom.training.optim import freeze, make_optimiser
@@ -28,11 +29,16 @@ class TorchEngine:
         if environment.world > 1:
             # every head and embedder runs in every step, so there is nothing unused to look for
             self.wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+        self.copies = Copies(environment.device)
         self.optimiser = make_optimiser(self.model, recipe.optim)
         self.weights = {o: x.weight for o, x in recipe.objectives.items()}
         self.ema: dict[str, Tensor] = {}
         if recipe.ema:
             self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+
+    def expect(self, batch: Batch) -> None:
+        """See :class:`~crossloom.training.engine.Engine`."""
+        self.copies.begin(batch)
 
     def step(self, number: int, batches: Sequence[Batch], counts: Mapping[str, float]) -> Sums:
         """See :class:`~crossloom.training.engine.Engine`."""
@@ -41,10 +47,13 @@ class TorchEngine:
         self._set_rates(number)
         total: Sums = {}
         for place, batch in enumerate(batches):
+            here = self.copies.take(batch)
+            for following in batches[place + 1 : place + 2]:
+                self.expect(following)
             last = place == len(batches) - 1
             sync = nullcontext() if last or self.wrapped is self.model else self.wrapped.no_sync()  # type: ignore[operator]
             with sync:
-                sums = self._backward(batch, counts)
+                sums = self._backward(here, counts)
             for name, meters in sums.items():
                 mine = total.setdefault(name, {})
                 for meter, value in meters.items():
@@ -58,10 +67,9 @@ class TorchEngine:
         return total
 
     def _backward(self, batch: Batch, counts: Mapping[str, float]) -> Sums:
-        device = self.environment.device
         bf16 = self.recipe.precision == "bf16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            sums: Sums = self.wrapped(batch.to(device))
+        with torch.autocast(self.environment.device.type, torch.bfloat16, enabled=bf16):
+            sums: Sums = self.wrapped(batch)
         # sums over the global counts; DDP will divide by the number of processes
         parts = [
             sums[o]["loss"] * (self.weights[o] * self.environment.world / max(counts[o], 1.0))
