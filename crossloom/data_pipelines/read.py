@@ -19,6 +19,7 @@ import numpy as np
 from crossloom.data_pipelines.layouts import adapt
 from crossloom.data_pipelines.shards import Entry
 from crossloom.data_pipelines.stretches import Length, stretches
+from crossloom.data_pipelines.tars import UNREAD
 from crossloom.units import BadSample, Passage, Sample
 
 Labels = Mapping[str, Any]
@@ -189,8 +190,8 @@ class Blocks(Reader):
         return True
 
     def items(self, entry: Entry) -> int:
-        """The stretches in all the languages read; one of a sample whose lists are not known."""
-        return int(not entry.items) or sum(
+        """The stretches in all the languages read; one of a sample whose json does not parse."""
+        return entry.items.get(UNREAD, 0) + sum(
             1 + entry.items.get(f"further{self.stretch}.{k}", 0)
             for k, n in entry.items.items()
             if n

@@ -21,6 +21,8 @@ BLOCK = 512
 #: A json member larger than this is not parsed for the index (its lists count as empty).
 _LARGEST_JSON = 16 << 20
 _LARGEST_NAME = 1 << 20
+#: The item of a sample whose json does not parse.
+UNREAD = "unread"
 _NO_BODY = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -289,12 +291,12 @@ def count_items(data: bytes, members: Mapping[str, bytes] | None = None) -> dict
 
     Of long documents also the stretches beyond the first: ``{"further1024.texts.en": 2}``.
 
-    A json that does not parse counts as empty: its sample is reported when it is decoded.
+    A json that does not parse counts as one ``unread``: its sample is reported when it is decoded.
     """
     try:
         content = adapt(json.loads(data), members or {})
     except (ValueError, RecursionError):
-        return {}
+        return {UNREAD: 1}
     counts = {k: len(v) for k, v in content.items() if isinstance(v, list)}
     for name, value in content.items():
         if isinstance(value, dict):
