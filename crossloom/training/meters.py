@@ -54,6 +54,10 @@ class Meters:
                 self.numbers[f"units/{stream}"] += units
                 self.numbers[f"room/{stream}"] += room
 
+    def skip(self, seconds: float) -> None:
+        """Leave time out of the rates: it was spent on something else than training."""
+        self.began += seconds
+
     def report(self) -> dict[str, float]:
         """Means by ``objective/meter`` and rates, over all processes; then a new stretch begins.
 

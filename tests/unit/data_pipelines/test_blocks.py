@@ -346,6 +346,25 @@ def test_a_text_member_is_counted_and_read_as_a_document(world, tmp_path):
     assert found[4].kind == "not UTF-8"
 
 
+def test_documents_of_a_live_stream_come_stretch_by_stretch(world, tmp_path):
+    text = " ".join(word(n) for n in range(1200))
+    with ShardWriter(tmp_path, "t") as writer:
+        writer.write("a", {"json": {"texts": {"en": [text]}}})
+        writer.write("b", {"txt": text})
+    base = recipe_of(world, 128, examples=8)
+    live = replace(base.mixture["text"], shards=f"live:cat {tmp_path}/t-000000.tar")
+    stack = make_stack(replace(base, mixture={"text": live}).located())
+    vocab = stack.collator.modalities["text"].vocab
+    batch = stack.micro(0)  # both documents, in four stretches each
+    stream = batch.views["mlm"].streams["text"]
+    whole = 2 * sum(len(vocab.encode(s)) for s in stretches([text], 4096))
+    assert further([text])[4096] == 3
+    assert stream.length.max() == 128
+    assert (
+        whole + 2 * len(stream.length) <= stream.length.sum() <= whole + 2 * len(stream.length) + 8
+    )  # a separator for each part
+
+
 def test_what_cannot_be_joined_is_refused_by_the_recipe(world):
     base = tiny_recipe(world, contrast=True)
     captions = replace(base.mixture["captions"], reader=Blocks())
