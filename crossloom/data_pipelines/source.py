@@ -12,7 +12,7 @@ import numpy as np
 from crossloom.data_pipelines import cache
 from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.layouts import misnamed
-from crossloom.data_pipelines.order import Order, Place
+from crossloom.data_pipelines.order import VERSION, Order, Place, divide
 from crossloom.data_pipelines.read import Labels, Reader
 from crossloom.data_pipelines.shards import Entry, Shard, ShardError
 from crossloom.modalities.modality import Modality
@@ -54,9 +54,13 @@ class Source:
         return sum(self.counts)
 
     def fingerprint(self) -> str:
-        """Hash of the shards' names and how many examples each holds: the order follows them."""
+        """What the order follows from beside the recipe.
+
+        That is the version of its arithmetic, and a hash of the shards' names and of how many
+        examples each holds. See :func:`changed`.
+        """
         told = [f"{s.name}:{n}" for s, n in zip(self.shards, self.counts, strict=True)]
-        return blake2b("\n".join(told).encode(), digest_size=8).hexdigest()
+        return f"{VERSION}:{blake2b(chr(10).join(told).encode(), digest_size=8).hexdigest()}"
 
     def crowded(self, readers: int) -> str:
         """What to mend when the cache is too small for what the readers walk along, or ``""``."""
@@ -141,13 +145,9 @@ class Source:
         return None
 
     def order(self, seed: int, readers: int, window: int, examples: int) -> Order:
-        """The order in which training meets the examples.
-
-        With little data there are fewer readers, so that each has four micro-batches of
-        ``examples`` to itself: a reader with less than one would repeat examples in a batch.
-        """
-        readers = max(1, min(readers, len(self) // (4 * examples)))
-        return Order(self.counts, seed=seed, readers=readers, window=window)
+        """The order in which training meets the examples, by ``readers`` readers at most."""
+        readers, together = divide(len(self), readers, window, examples)
+        return Order(self.counts, seed=seed, readers=readers, window=window, together=together)
 
     def places(self) -> list[Place]:
         """Every example once, as stored (evaluation)."""
@@ -156,6 +156,20 @@ class Source:
             for shard, count in enumerate(self.counts)
             for example in range(count)
         ]
+
+
+def changed(before: str, now: str) -> str:
+    """Why the order of examples is another one than when a fingerprint was taken, or ``""``.
+
+    >>> changed("2:ab", "2:ab"), changed("2:ab", "2:cd")
+    ('', 'its shards hold other numbers of examples than')
+    """
+    versions = [told.rpartition(":")[0] or "1" for told in (before, now)]
+    if versions[0] != versions[1]:
+        return (
+            f"its order is found by arithmetic {versions[1]}, and was by arithmetic {versions[0]}"
+        )
+    return "" if before == now else "its shards hold other numbers of examples than"
 
 
 def units_of(
