@@ -93,7 +93,8 @@ def size(shards: int, each: int, ranks: int, readers: int, window: int) -> dict[
     for rank in range(ranks):
         order.micro(far + 2 * ranks + rank, 32)
     return {
-        "shards": shards, "examples": shards * each, "ranks": ranks, "readers": readers, "window": window,
+        "shards": shards, "examples": shards * each, "ranks": ranks,
+        "readers": readers, "window": window,
         "first answer, s": first, "a rank's step, s": one,
         "all ranks' step, s": time.perf_counter() - begin,
     }  # fmt: skip
