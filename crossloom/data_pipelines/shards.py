@@ -31,7 +31,7 @@ _OPEN = 128  # tars that a process keeps open
 _LIVE = "live:"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """A tar, and what it holds in sum; its index is read when it is needed."""
 

@@ -236,7 +236,8 @@ def test_index_writes_checksums_into_a_folder_and_names_damage(world, tmp_path):
     (tmp_path / "whole.tar").write_bytes(data)
     code, _, said = run("shards", "index", tmp_path / "whole.tar", "--into", tmp_path / "indexes")
     assert code == 0, said
-    (index,) = (tmp_path / "indexes").iterdir()
+    (index,) = (tmp_path / "indexes").glob("whole-*.index.json")
+    assert len(list((tmp_path / "indexes").glob("*.summary.json"))) == 1
     assert len(json.loads(index.read_text())["sha256"]) == 64
     assert not (tmp_path / "whole.tar.index.json").exists()
     (tmp_path / "cut.tar").write_bytes(data[:50_000])
