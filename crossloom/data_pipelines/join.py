@@ -35,7 +35,7 @@ def join(
     made: Counter[str] = Counter()
     out = []
     for group in groups.values():
-        for number, units in modalities[stream].join([e.units[stream] for e in group]):
+        for number, units in modalities[stream].packed([e.units[stream] for e in group]):
             first = group[number]
             key = f"{first.key}~{made[first.key]}"
             made[first.key] += 1

@@ -12,7 +12,7 @@ from crossloom.units import Array, Units, make_units
 Part = tuple[int, int, int]
 
 
-def fill(lengths: Sequence[int], limit: int) -> list[list[Part]]:
+def blocks(lengths: Sequence[int], limit: int, head: int = 1) -> list[list[Part]]:
     """Rows cut to fill blocks: every unit of every row is in one block.
 
     A row that is longer than a block fills blocks of its own first, so that most of a long
@@ -21,40 +21,42 @@ def fill(lengths: Sequence[int], limit: int) -> list[list[Part]]:
 
     Args:
         lengths: of the rows in units, specials not counted.
-        limit: most units of a block, of which a block has one at its beginning (``<s>``) and one
-            after each part (``</s>``); at least 3.
+        limit: most units of a block, of which a block has ``head`` at its beginning (``<s>``) and
+            one after each part (``</s>``); at least 3.
+        head: 0 where texts begin without a special.
     """
-    room = limit - 2
-    blocks, rests = [], []
+    room = limit - head - 1
+    found, rests = list[list[Part]](), list[Part]()
     for row, length in enumerate(lengths):
         whole = length - length % room
-        blocks += [[(row, at, at + room)] for at in range(0, whole, room)]
+        found += [[(row, at, at + room)] for at in range(0, whole, room)]
         if whole < length:
             rests.append((row, whole, length))
     block: list[Part] = []
-    left = limit - 1
+    left = limit - head
     for row, at, end in rests:
         while at < end:
             part = min(end - at, left - 1)
             block.append((row, at, at + part))
             at, left = at + part, left - part - 1
             if left < 2:  # no room for a unit and its </s>
-                blocks.append(block)
-                block, left = [], limit - 1
-    return [*blocks, block] if block else blocks
+                found.append(block)
+                block, left = [], limit - head
+    return [*found, block] if block else found
 
 
-def lay(rows: Sequence[Units], parts: Sequence[Part]) -> Units:
+def lay(rows: Sequence[Units], parts: Sequence[Part], head: int = 1) -> Units:
     """Parts of rows as one example: ``<s> a </s> b </s>``, positions running through.
 
     Args:
-        rows: each with one special at either end, which its parts take over; parts count from the
+        rows: each with a special at either end, which its parts take over; parts count from the
             unit after the first.
-        parts: at least one, as :func:`fill` gives them.
+        parts: at least one, as :func:`blocks` gives them.
+        head: 0 where rows begin without a special.
     """
     begin = [rows[parts[0][0]], *(rows[row] for row, _, _ in parts)]
-    places = [np.zeros(1, np.int64)]
-    places += [np.append(np.arange(b, e) + 1, len(rows[r]) - 1) for r, b, e in parts]
+    places = [np.arange(head)]
+    places += [np.append(np.arange(b, e) + head, len(rows[r]) - 1) for r, b, e in parts]
 
     def along(arrays: Sequence[Array]) -> Array:
         return np.concatenate([a[p] for a, p in zip(arrays, places, strict=True)])
@@ -64,8 +66,8 @@ def lay(rows: Sequence[Units], parts: Sequence[Part]) -> Units:
     groups, last = [], -1
     for units, place in zip(begin, places, strict=True):
         own = units.group[place]
-        groups.append(own - own[0] + last + 1)
-        last = int(groups[-1].max())
+        groups.append(own - own[:1] + last + 1)
+        last = int(groups[-1].max(initial=last))
     return make_units(
         content,
         targets=targets,

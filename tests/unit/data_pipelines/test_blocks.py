@@ -19,7 +19,7 @@ from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.source import Source
 from crossloom.data_pipelines.stretches import LENGTHS, further, stretches
 from crossloom.data_pipelines.write import ShardWriter
-from crossloom.modalities.lay import fill, lay
+from crossloom.modalities.lay import blocks, lay
 from crossloom.modalities.text import Text
 from crossloom.models.presets import single_stream
 from crossloom.objectives.presets import mlm
@@ -30,7 +30,7 @@ from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
 from crossloom.training.recipe import Component, Recipe, RecipeError, from_dict, to_dict
 from crossloom.training.run import make_stack
-from crossloom.units import Passage, keyed_rng
+from crossloom.units import Passage, keyed_rng, make_units
 
 # --- stretches ----------------------------------------------------------------------------------
 
@@ -60,23 +60,23 @@ def test_scripts_without_spaces_are_cut_between_characters():
 # --- filling ------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(0, 300), max_size=40), st.integers(3, 200))
-def test_every_unit_is_in_one_block_and_blocks_are_full(lengths, limit):
-    blocks = fill(lengths, limit)
-    seen = Counter((r, u) for block in blocks for r, begin, end in block for u in range(begin, end))
+@given(st.lists(st.integers(0, 300), max_size=40), st.integers(3, 200), st.integers(0, 1))
+def test_every_unit_is_in_one_block_and_blocks_are_full(lengths, limit, head):
+    found = blocks(lengths, limit, head)
+    seen = Counter((r, u) for block in found for r, begin, end in block for u in range(begin, end))
     assert seen == Counter((r, u) for r, n in enumerate(lengths) for u in range(n))
-    sizes = [1 + sum(e - b + 1 for _, b, e in block) for block in blocks]
+    sizes = [head + sum(e - b + 1 for _, b, e in block) for block in found]
     assert all(size <= limit for size in sizes)
     assert all(size >= limit - 1 for size in sizes[:-1])
     # a long text keeps to itself as far as it can
-    assert sum(len(b) == 1 for b in blocks) >= sum(n // (limit - 2) for n in lengths)
+    assert sum(len(b) == 1 for b in found) >= sum(n // (limit - head - 1) for n in lengths)
 
 
 def test_blocks_by_hand():
-    assert fill([7, 2, 4], 6) == [[(0, 0, 4)], [(2, 0, 4)], [(0, 4, 7)], [(1, 0, 2)]]
-    assert fill([3, 4, 5], 10) == [[(0, 0, 3), (1, 0, 4)], [(2, 0, 5)]]
-    assert fill([3, 8], 9) == [[(1, 0, 7)], [(0, 0, 3), (1, 7, 8)]]
-    assert fill([0], 9) == fill([], 9) == []
+    assert blocks([7, 2, 4], 6) == [[(0, 0, 4)], [(2, 0, 4)], [(0, 4, 7)], [(1, 0, 2)]]
+    assert blocks([3, 4, 5], 10) == [[(0, 0, 3), (1, 0, 4)], [(2, 0, 5)]]
+    assert blocks([3, 8], 9) == [[(1, 0, 7)], [(0, 0, 3), (1, 7, 8)]]
+    assert blocks([0], 9) == blocks([], 9) == []
 
 
 def test_parts_are_laid_out_with_one_separator_after_each(world):
@@ -100,6 +100,40 @@ def test_parts_are_laid_out_with_one_separator_after_each(world):
     for at in range(1, len(units)):
         inside = units.maskable[at - 1 : at + 1].all() and not spelt[at].startswith("▁")
         assert (units.group[at] == units.group[at - 1]) == inside, (at, spelt)
+
+
+def test_texts_that_begin_with_nothing_are_laid_out_so():
+    def row(*ids):
+        end = len(ids) - 1
+        return make_units(
+            {"token": np.array(ids)},
+            targets={"token": np.array(ids)},
+            maskable=np.arange(len(ids)) < end,
+            group=np.minimum(np.arange(len(ids)), 2),
+        )
+
+    rows = [row(10, 11, 12, 13, 1), row(20, 1)]
+    assert blocks([4, 1], 3, 0) == [[(0, 0, 2)], [(0, 2, 4)], [(1, 0, 1)]]
+    units = lay(rows, [(0, 1, 4), (1, 0, 1)], 0)
+    assert list(units.content["token"]) == [11, 12, 13, 1, 20, 1]
+    assert list(units.maskable) == [True, True, True, False, True, False]
+    assert list(units.group) == [0, 1, 1, 1, 2, 3]
+    assert list(units.position) == list(range(6))
+
+
+def test_published_tables_and_filled_texts_can_be_joined(world):
+    path = str(world / "tokenizer.model")
+    text = Text(vocabulary=path, limit=30, positions=32, offset=2, filled=True)
+    said = {"text": (Passage("en", "a red circle on the left " * 4),)}
+    rows = [text.loose(said, keyed_rng(0))] * 2
+    pad = text.vocab.pad
+    whole = len(rows[0]) - 2
+    assert whole > 30
+    assert pad not in rows[0].content["token"]
+    found = [u.content["token"] for _, u in text.packed(rows)]
+    assert {len(x) for x in found} == {30}
+    own = (text.vocab.begin, text.vocab.end, pad)
+    assert sum(int((~np.isin(x, own)).sum()) for x in found) == 2 * whole
 
 
 # --- a corpus -----------------------------------------------------------------------------------
