@@ -120,7 +120,7 @@ class Collator:
         """
         views: dict[str, ViewBatch] = {}
         exhibits: dict[str, list[Exhibit]] = {}
-        real = 0
+        fill = dict.fromkeys(self.modalities, (0, 0))
         for name, objective in self.objectives.items():
             view = objective.view
             if name not in drawn or not examples or view.name in exhibits:
@@ -130,7 +130,10 @@ class Collator:
                 exhibit(e, view, self.modalities, self.seed, pool) for e in examples
             ]
             views[view.name] = self._view(view, exhibits[view.name])
-            real += sum(len(s.position) for s in views[view.name].streams.values())
+            for stream, those in views[view.name].streams.items():
+                units, room = fill[stream]
+                most = self.modalities[stream].longest() * len(examples)
+                fill[stream] = (units + len(those.position), room + most)
         aims, counts = {}, {}
         for name, objective in self.objectives.items():
             view = objective.view
@@ -145,7 +148,8 @@ class Collator:
             aims=aims,
             counts=counts,
             keys=tuple(e.key for e in examples),
-            units=real,
+            units=sum(units for units, _ in fill.values()),
+            fill=fill,
         )
 
     def show(self, view: View, examples: Sequence[Example]) -> ViewBatch:
