@@ -65,7 +65,7 @@ def exhibit(
         else:
             fate[stream] = draw_fates(these, hide, rng)
             content[stream] = modalities[stream].substitute(these, fate[stream], rng)
-            if modalities[stream].swapped and (fate[stream] == Fate.SWAP).any():
+            if (fate[stream] == Fate.SWAP).any() and modalities[stream].swapped:
                 strangers = [o.units[stream] for o in others if o.sample != example.sample]
                 names = modalities[stream].swapped
                 content[stream] = _swap(content[stream], fate[stream], names, strangers, rng)
@@ -120,7 +120,7 @@ class Collator:
         """
         views: dict[str, ViewBatch] = {}
         exhibits: dict[str, list[Exhibit]] = {}
-        real = 0
+        fill = dict.fromkeys(self.modalities, (0, 0))
         for name, objective in self.objectives.items():
             view = objective.view
             if name not in drawn or not examples or view.name in exhibits:
@@ -130,7 +130,10 @@ class Collator:
                 exhibit(e, view, self.modalities, self.seed, pool) for e in examples
             ]
             views[view.name] = self._view(view, exhibits[view.name])
-            real += sum(len(s.position) for s in views[view.name].streams.values())
+            for stream, those in views[view.name].streams.items():
+                units, room = fill[stream]
+                most = self.modalities[stream].longest() * len(examples)
+                fill[stream] = (units + len(those.position), room + most)
         aims, counts = {}, {}
         for name, objective in self.objectives.items():
             view = objective.view
@@ -145,7 +148,8 @@ class Collator:
             aims=aims,
             counts=counts,
             keys=tuple(e.key for e in examples),
-            units=real,
+            units=sum(units for units, _ in fill.values()),
+            fill=fill,
         )
 
     def show(self, view: View, examples: Sequence[Example]) -> ViewBatch:

@@ -24,7 +24,8 @@ from crossloom.training.environment import start
 from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
 from crossloom.training.recipe import Component
-from crossloom.training.run import load_weights, make_model, make_stack, start_from
+from crossloom.training.run import load_weights, make_model, make_stack
+from crossloom.training.start import start as begin
 from crossloom.training.torch_engine import TorchEngine
 
 
@@ -202,15 +203,16 @@ def test_slow_copies_have_no_gradient_and_are_not_optimised(world):
 def test_a_run_from_other_weights_starts_with_slow_copies_of_them(world, tmp_path):
     plain = replace(queued(world), objectives={**queued(world).objectives, "itc": itc(dim=16)})
     train(replace(plain, steps=2), tmp_path, start("cpu"))
-    model = make_model(queued(world))
+    recipe = queued(world)
+    model = make_model(recipe)
     weights, _ = load_weights(tmp_path)
-    start_from(model, weights)
+    begin(model, replace(recipe, start=str(tmp_path)))
     state = model.state_dict()
     for name in weights:
         if name.startswith(("embed.", "fusion.")):
             assert torch.equal(state[f"slow.{name}"], weights[name])
     assert torch.equal(
-        state["heads.itc.slow.1.text.weight"], weights["heads.itc.project.text.weight"]
+        state["heads.itc.slow.text.weight"], weights["heads.itc.project.text.weight"]
     )
 
 
@@ -284,7 +286,7 @@ def test_sentences_of_two_languages_share_slow_encoders(world, tmp_path):
     model = make_model(recipe.located())
     assert set(model.slow.embed) == {"text"}
     assert model.heads["xlco"].queue.feature.shape == (1, 24, 16)
-    assert set(model.heads["xlco"].slow[1]) == {"text"}
+    assert set(model.heads["xlco"].slow) == {"text"}
     train(recipe, tmp_path, start("cpu"))
     lines = read_journal(tmp_path / "metrics.jsonl")
     assert all(math.isfinite(x["xlco/loss"]) for x in lines)
