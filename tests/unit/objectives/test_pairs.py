@@ -18,6 +18,7 @@ from crossloom.models.presets import co_attention, cross_encoder, single_stream
 from crossloom.objectives.classify import Classify
 from crossloom.objectives.match import draw_hard
 from crossloom.objectives.objective import Aim
+from crossloom.objectives.pool import Probe, Summary
 from crossloom.objectives.presets import (
     BERT,
     detected,
@@ -103,6 +104,9 @@ def test_pairing_anew_equals_showing_those_pairs(world, plan):
         torch.testing.assert_close(found.anchor(name), expected.anchor(name), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(found.mean(name), expected.mean(name), atol=1e-5, rtol=1e-4)
     assert found.view.streams["text"].real is not None
+    for pool in ("last", Probe(heads=2, hidden=8)):
+        summary = Summary("text", 32, pool)
+        torch.testing.assert_close(summary(found), summary(expected), atol=1e-5, rtol=1e-4)
     head = model.heads["itm"]
     torch.testing.assert_close(head.predict(found), head.predict(expected), atol=1e-5, rtol=1e-4)
 
@@ -219,7 +223,7 @@ def test_one_of_several_streams_is_taken_and_told():
     spec = tag_contrast(view)
     assert spec.which
     examples = [example(n) for n in range(200)]
-    collator = Collator({}, {"tags": spec}, 0)
+    collator = Collator(dict.fromkeys(spec.view.streams, Named()), {"tags": spec}, 0)
     batch = collator.batch(examples, ("tags",), 200)
     owner = {s: x.content["x"][x.start] for s, x in batch.views["tagged"].streams.items()}
     classes = batch.aims["tags"].value
@@ -243,6 +247,24 @@ def test_three_ways_by_hand():
     )
     chance = logits.softmax(1)[:, 0]
     torch.testing.assert_close(head.predict(encoded), (chance / (1 - chance)).log())
+
+
+class Named:
+    """As much of a modality as showing units takes."""
+
+    swapped = ()
+
+    def longest(self):
+        return 4
+
+    def predictable(self):
+        return {"class": Target(dim=4, form="index", trusted=True)}
+
+    def blank(self):
+        return make_units({"x": np.zeros(1)})
+
+    def substitute(self, units, fate, rng):
+        return units.content
 
 
 def replace_states(states):
@@ -300,16 +322,6 @@ def test_trust_scales_losses_and_is_not_counted():
 def test_trust_travels_through_batches_and_fusing():
     view = View(name="v", streams=("image",), hide={"image": BERT})
     spec = detected(view)
-
-    class Named:
-        def predictable(self):
-            return {"class": Target(dim=4, form="index", trusted=True)}
-
-        def blank(self):
-            return make_units({"x": np.zeros(1)})
-
-        def substitute(self, units, fate, rng):
-            return units.content
 
     collator = Collator({"image": Named()}, {"obj": spec}, 0)
     trust = np.array([0.5, 0.25, 0.9, 1.0], np.float32)
