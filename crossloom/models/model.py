@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from crossloom.batch import Batch, Encoded, ViewBatch, pick
 from crossloom.modalities.modality import Embedder, Modality
 from crossloom.models.attention import Attention
+from crossloom.models.encode import encode
 from crossloom.models.fusion import Fusion
-from crossloom.models.momentum import Slow, encode, follow
+from crossloom.models.momentum import Slow, follow
 from crossloom.models.plan import Plan
 from crossloom.objectives.match import Match
 from crossloom.objectives.objective import Head, Objective
@@ -113,9 +114,11 @@ class CrossloomModel(nn.Module):
                 f"give them one momentum, not {', '.join(map(str, sorted(momenta)))}"  # type: ignore[type-var]
             )
         owners = {self.owner[s]: None for o in asking.values() for s in o.view.streams}
+        if any(self._embedder(s).looks_at for s in owners):
+            owners = dict.fromkeys(self.embed)  # they share parts
         depths = [o.depth for o in asking.values()]
         return Slow(
-            {s: self.embed[s] for s in owners},
+            nn.ModuleDict({s: self.embed[s] for s in owners}),
             self.fusion,
             float(momenta.pop() or 0.0),
             tuple(sorted({d for d in depths if d})),
@@ -159,7 +162,7 @@ class CrossloomModel(nn.Module):
     def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         if self.slow is None:
             return []
-        pairs = self.slow.pairs(self._embedders(self.embed), self.fusion)
+        pairs = self.slow.pairs(self.embed, self.fusion)
         return [*pairs, *(pair for head in self._heads() for pair in head.followers())]
 
     def forward(

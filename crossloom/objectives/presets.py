@@ -154,8 +154,8 @@ def tagged(
     return View(name="tagged", streams=streams, mismatch=mismatch, hide=dict.fromkeys(hidden, hide))
 
 
-def mtl(view: View, *, stream: str = "text", shared: str = "") -> Reconstruct:
-    """Masked token loss (Oscar, Li et al. 2020, section 3) for words, or for tags with their head.
+def mtl(view: View, *, stream: str = "text", shares: str = "") -> Reconstruct:
+    """Masked token loss (Oscar, Li et al. 2020, section 3) for words, or for tags by their head.
 
     Tags and words of mismatched examples are predicted too (the code's default). Each of the two
     is averaged over its own slots.
@@ -163,9 +163,9 @@ def mtl(view: View, *, stream: str = "text", shared: str = "") -> Reconstruct:
     Args:
         view: :func:`tagged`.
         stream: whose units are predicted.
-        shared: for the tags, the name under which the recipe has the words' objective.
+        shares: for the tags, the name under which the recipe has the words' objective.
     """
-    return Reconstruct(view=view, stream=stream, target="token", matched_only=False, shared=shared)
+    return Reconstruct(view=view, stream=stream, target="token", matched_only=False, shares=shares)
 
 
 def tag_contrast(view: View, *, pooled: tuple[str, ...] = ("text",)) -> Match:

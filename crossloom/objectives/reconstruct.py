@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality, Target
-from crossloom.objectives.objective import Aim, Head, Objective, lend, need
+from crossloom.objectives.objective import Aim, Head, Objective, lend
 from crossloom.objectives.view import Shown
 from crossloom.units import Array, Fate
 
@@ -51,9 +51,6 @@ class Reconstruct(Objective):
     trusted: bool = False
     """Multiply each unit's loss by how far its value is trusted (``Target.trusted``): LXMERT's
     detector confidence. The mean is still over units."""
-    shared: str = ""
-    """Another objective of this kind and target whose head scores this one too: one head for the
-    words and the tags of a view (Oscar). The streams' embedders must be tied."""
 
     @property
     def scored(self) -> str:
@@ -82,8 +79,6 @@ class Reconstruct(Objective):
 
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
         """Linear, GELU, norm, decoder (BERT)."""
-        if self.shared:
-            return SharedHead(self.stream, self.shared)
         target = modalities[self.stream].predictable()[self.target]
         loss = _DEFAULT[target.form] if self.loss == "auto" else self.loss
         return ReconstructHead(
@@ -126,33 +121,6 @@ class Reconstruct(Objective):
                 f"a {form}; use {' or '.join(sorted(fits))}"
             )
 
-    def check_others(self, others: Mapping[str, Objective]) -> None:
-        """The head that is shared must decode the same target, and be nobody else's."""
-        super().check_others(others)
-        if not self.shared:
-            return
-        owner = need(self.shared, others)
-        fits = isinstance(owner, Reconstruct) and not owner.shared
-        if not fits or (owner.target, owner.loss) != (self.target, self.loss):  # type: ignore[attr-defined]
-            raise ValueError(
-                f"shared: {self.shared!r} must reconstruct {self.target!r} with a head of its own, "
-                f"and with loss {self.loss!r}"
-            )
-
-
-class SharedHead(Head):
-    """Another objective's head, on another stream."""
-
-    def __init__(self, stream: str, owner: str) -> None:
-        super().__init__()
-        self.stream, self.owner = stream, owner
-
-    def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
-        """As the other head scores it."""
-        head, _ = encoded.beside(self.owner)
-        assert isinstance(head, ReconstructHead)
-        return head.score(encoded, self.stream, aim)
-
 
 class ReconstructHead(Head):
     """The transform and decoder of BERT's MLM head, for any target."""
@@ -188,11 +156,7 @@ class ReconstructHead(Head):
 
     def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
         """Weighted loss, and ``correct`` for classes."""
-        return self.score(encoded, self.stream, aim)
-
-    def score(self, encoded: Encoded, stream: str, aim: AimBatch) -> dict[str, Tensor]:
-        """The same for slots of any stream that the head fits."""
-        x = self.transform(encoded.at(stream, aim.index))
+        x = self.transform(encoded.at(self.stream, aim.index))
         weight = aim.weight if aim.trust is None else aim.weight * aim.trust
         return decode_loss(x, self.matrix(encoded), self.bias, aim.value, weight, self.loss)
 

@@ -208,24 +208,6 @@ def test_mining_needs_a_contrast_of_the_same_streams_on_the_same_batches(world):
         replace(itm_hard(), view=itm().view).check(recipe.modalities)
 
 
-class Named:
-    """What batches ask of a modality whose units have a class."""
-
-    swapped = ()
-
-    def longest(self):
-        return 4
-
-    def predictable(self):
-        return {"class": Target(dim=4, form="index", trusted=True)}
-
-    def blank(self):
-        return make_units({"x": np.zeros(1)})
-
-    def substitute(self, units, fate, rng):
-        return units.content
-
-
 def example(number, length=3):
     return Example(
         key=f"s/{number}",
@@ -241,7 +223,7 @@ def test_one_of_several_streams_is_taken_and_told():
     spec = tag_contrast(view)
     assert spec.which
     examples = [example(n) for n in range(200)]
-    collator = Collator(dict.fromkeys(view.streams, Named()), {"tags": spec}, 0)
+    collator = Collator(dict.fromkeys(spec.view.streams, Named()), {"tags": spec}, 0)
     batch = collator.batch(examples, ("tags",), 200)
     owner = {s: x.content["x"][x.start] for s, x in batch.views["tagged"].streams.items()}
     classes = batch.aims["tags"].value
@@ -265,6 +247,24 @@ def test_three_ways_by_hand():
     )
     chance = logits.softmax(1)[:, 0]
     torch.testing.assert_close(head.predict(encoded), (chance / (1 - chance)).log())
+
+
+class Named:
+    """As much of a modality as showing units takes."""
+
+    swapped = ()
+
+    def longest(self):
+        return 4
+
+    def predictable(self):
+        return {"class": Target(dim=4, form="index", trusted=True)}
+
+    def blank(self):
+        return make_units({"x": np.zeros(1)})
+
+    def substitute(self, units, fate, rng):
+        return units.content
 
 
 def replace_states(states):
