@@ -73,6 +73,12 @@ class ViewBatch:
     streams: Mapping[str, Stream]
     apart: bool = False  #: True: units read their own stream only, whatever the plan says
     causal: tuple[str, ...] = ()  #: streams whose units read no later unit of their own stream
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: by stream, at most these
+
+    def readable(self, reader: str, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the named streams that a stream may read here; absent ones are left out."""
+        allowed = (reader,) if self.apart else self.reads.get(reader, names)
+        return tuple(n for n in names if n in self.streams and n in allowed)
 
     @property
     def examples(self) -> int:

@@ -122,6 +122,9 @@ class Texts(Reader):
     weights: Mapping[str, float] | None = None
     """Relative weight of each language; equal when None."""
     all_texts: bool = False
+    copies: tuple[str, ...] = ()
+    """Further members that hold the same passage, for streams of their own: what an encoder shows
+    corrupted, a decoder says clean."""
 
     def items(self, entry: Entry) -> int:
         """One, or as many as there are texts."""
@@ -137,7 +140,7 @@ class Texts(Reader):
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
-        """``text`` is one passage; label ``language``."""
+        """``text`` is one passage; labels ``language``, ``text``, ``references`` (all in it)."""
         texts = _field(sample_json(members), self.of)
         if self.unnamed and "" in texts:
             also = {self.unnamed: [*texts.get(self.unnamed, ()), *texts[""]]}
@@ -155,7 +158,9 @@ class Texts(Reader):
             language = found[int(rng.choice(len(found), p=share))]
             text = texts[language][int(rng.integers(len(texts[language])))]
         passage = Passage(language, _text(text, f"{self.of}.{language}"))
-        return {**members, "text": (passage,)}, {"language": language, "text": passage.text}
+        given = dict.fromkeys(("text", *self.copies), (passage,))
+        labels = {"language": language, "text": passage.text, "references": texts[language]}
+        return {**members, **given}, labels
 
 
 @dataclass(frozen=True, kw_only=True)

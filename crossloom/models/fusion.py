@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from crossloom.batch import ViewBatch
-from crossloom.models.attention import Attention, Layout, attention
+from crossloom.models.attention import Attention, Layout
 from crossloom.models.plan import Attend, Feed, Plan
 
 States = dict[str, Tensor]
@@ -98,10 +98,12 @@ class AttendBlock(nn.Module):
         self, states: States, layout: Layout, readers: tuple[str, ...], read: tuple[str, ...]
     ) -> States:
         q = _apply(self.query, states, readers).unflatten(1, (self.heads, -1))
-        k, v = _apply(self.keyvalue, states, read).unflatten(1, (2, self.heads, -1)).unbind(1)
+        # while units are said one by one, other streams are there as keys and values only
+        here = tuple(n for n in read if n in states)
+        kv = _apply(self.keyvalue, states, here).unflatten(1, (2, self.heads, -1)) if here else None
         causal = (*self.spec.causal, *layout.view.causal)
         drop = self.dropout if self.training else 0.0
-        out = attention(q, k, v, layout, readers, read, causal, drop).flatten(1)
+        out = layout.attend(q, kv, readers, here, causal, drop).flatten(1)
         return _split_apply(self.output, _split(out, states, readers), readers)
 
 
@@ -172,10 +174,14 @@ class Fusion(nn.Module):
         self.checkpointing = False  #: recompute each layer's activations in backward
 
     def forward(
-        self, states: States, view: ViewBatch, record: list[Attention] | None = None
+        self,
+        states: States,
+        view: ViewBatch,
+        record: list[Attention] | None = None,
+        layout: Layout | None = None,
     ) -> States:
         """Final states by stream, each ``[N, width]``; ``record`` collects what was looked at."""
-        layout = Layout(view, record)
+        layout = layout or Layout(view, record)
         for layer in self.layers:
             if self.checkpointing and self.training:
                 states = checkpoint(layer, states, layout, use_reentrant=False)

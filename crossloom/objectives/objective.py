@@ -59,6 +59,11 @@ class Objective(ABC):
         """The stream whose units the aim indexes, or ``""`` when examples are scored."""
         return ""
 
+    @property
+    def generates(self) -> str:
+        """The stream that is said unit by unit, or ``""``: no unit may come to know a later one."""
+        return ""
+
     @abstractmethod
     def aim(self, shown: Shown) -> Aim:
         """What to score in one example, from clean units, before anything is corrupted away."""
@@ -83,6 +88,11 @@ class Objective(ABC):
                 raise ValueError(
                     f"view {self.view.name!r}: no stream {stream!r}; there are {offer}"
                 )
+        if self.scored in self.view.hide and self.view.hide[self.scored].merge:
+            raise ValueError(
+                f"view {self.view.name!r} merges hidden runs of {self.scored!r}, so that its units "
+                "cannot be scored; score a second stream, tied to it, that shows the clean text"
+            )
 
 
 def example_aim(value: Array) -> Aim:
