@@ -72,6 +72,15 @@ def both_ways() -> Plan:
     )  # fmt: skip
 
 
+def tied(plan: Plan) -> Plan:
+    """The same with one set of weights for all layers."""
+    layers = tuple(
+        Layer(blocks=tuple(replace(b, tied=str(n)) for n, b in enumerate(layer.blocks)))
+        for layer in plan.layers
+    )
+    return replace(plan, layers=layers)
+
+
 PREFIX = {"causal": ("text",), "reads": {"image": ("image",)}}
 PLANS = {
     "encoder-decoder": (
@@ -79,6 +88,7 @@ PLANS = {
     "pre-norm": (
         encoder_decoder("image", "text", layers=2, width=16, heads=2, norm="pre", dropout=0), {}),
     "both ways": (both_ways(), {}),
+    "tied": (tied(both_ways()), {}),
     "prefix": (single_stream(STREAMS, layers=2, width=16, heads=2, dropout=0.3), PREFIX),
 }  # fmt: skip
 
