@@ -140,8 +140,13 @@ class Texts(Reader):
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
-        """``text`` is one passage; labels ``language``, ``text``, ``references`` (all in it)."""
-        texts = _field(sample_json(members), self.of)
+        """``text`` is one passage.
+
+        Labels: ``language``, ``text``, ``references`` (all texts in that language), ``id`` (the
+        json's).
+        """
+        content = sample_json(members)
+        texts = _field(content, self.of)
         if self.unnamed and "" in texts:
             also = {self.unnamed: [*texts.get(self.unnamed, ()), *texts[""]]}
             texts = {code: some for code, some in texts.items() if code} | also
@@ -159,7 +164,12 @@ class Texts(Reader):
             text = texts[language][int(rng.integers(len(texts[language])))]
         passage = Passage(language, _text(text, f"{self.of}.{language}"))
         given = dict.fromkeys(("text", *self.copies), (passage,))
-        labels = {"language": language, "text": passage.text, "references": texts[language]}
+        labels = {
+            "language": language,
+            "text": passage.text,
+            "references": texts[language],
+            "id": str(content.get("id", "")),
+        }
         return {**members, **given}, labels
 
 
