@@ -94,18 +94,22 @@ PLANS = {
 
 
 def make(plan, ahead=False, seed=0):
-    """A model with large random weights, so that what is said depends on everything."""
+    """A model with large random weights, so that what is said depends on all that is read."""
     spec, options = PLANS[plan]
     view = View(name="v", streams=STREAMS, **options)
-    objective = Generate(view=view, stream="text")
+    objective = Generate(view=view, stream="text", tied=False)
     if ahead:
         hidden = replace(view, hide={"text": Hide()})
-        objective = Reconstruct(view=hidden, stream="text", target="token")
+        objective = Reconstruct(view=hidden, stream="text", target="token", tied=False)
     torch.manual_seed(seed)
     letters = dict.fromkeys(STREAMS, Letters(field="x"))
     model = CrossloomModel(letters, spec, {"say": objective})
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or parameter.ndim < 2:
+            level = float("norm" in name and name.endswith("weight"))
+            torch.nn.init.normal_(parameter, mean=level, std=0.2)
+        else:
+            torch.nn.init.normal_(parameter, std=0.7)
     return model
 
 
