@@ -63,13 +63,18 @@ def exhibit(
         if hide is None:
             fate[stream] = np.zeros(len(these), np.int8)
             content[stream] = these.content
-        elif hide.merge:
-            fate[stream], laid[stream] = draw_merged(these, hide, rng)
-            some = _pick(these, laid[stream])
-            content[stream] = modalities[stream].substitute(some, laid[stream].fate, rng)
         else:
-            fate[stream] = draw_fates(these, hide, rng)
-            content[stream] = modalities[stream].substitute(these, fate[stream], rng)
+            some = these
+            if hide.merge:
+                fate[stream], laid[stream] = draw_merged(these, hide, rng)
+                some, seen = _pick(these, laid[stream]), laid[stream].fate
+            else:
+                fate[stream] = seen = draw_fates(these, hide, rng)
+            content[stream] = modalities[stream].substitute(some, seen, rng)
+            if modalities[stream].swapped and (seen == Fate.SWAP).any():
+                strangers = [o.units[stream] for o in others if o.sample != example.sample]
+                names = modalities[stream].swapped
+                content[stream] = _swap(content[stream], seen, names, strangers, rng)
     for stream, other in view.follow.items():
         if len(units[stream]) != len(units[other]):
             raise ValueError(
@@ -102,6 +107,26 @@ def _pick(units: Units, laid: Laid) -> Units:
         maskable=units.maskable[place],
         group=units.group[place],
     )
+
+
+def _swap(
+    content: Mapping[str, Array],
+    fate: Array,
+    names: tuple[str, ...],
+    strangers: Sequence[Units],
+    rng: np.random.Generator,
+) -> Mapping[str, Array]:
+    """Content in which swapped units take theirs from random units of other examples.
+
+    Where there is no other example to take from, they stay as they are.
+    """
+    new = {name: content[name].copy() for name in names}
+    for place in np.flatnonzero(fate == Fate.SWAP) if strangers else ():
+        other = strangers[int(rng.integers(len(strangers)))]
+        unit = int(rng.choice(np.flatnonzero(other.maskable))) if other.maskable.any() else 0
+        for name in names:
+            new[name][place] = other.content[name][unit]
+    return {**content, **new}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossloom.batch import Encoded, Stream, ViewBatch
+from crossloom.modalities.modality import Embedder
 from crossloom.models.attention import Layout, to_rectangle
 from crossloom.models.model import CrossloomModel, check_order
 from crossloom.objectives.reconstruct import ReconstructHead
@@ -114,13 +115,21 @@ class Speaker:
         """Prepare for up to ``room`` further units.
 
         Raises:
-            ValueError: the objective predicts no classes, or a unit could know a later one.
+            ValueError: the objective predicts no classes, a unit could know a later one, or the
+                stream's embedder looks at other streams.
         """
         head = dict(model.heads.items()).get(objective)
         if not isinstance(head, ReconstructHead) or head.loss != "cross_entropy":
             raise ValueError(f"objective {objective!r} predicts no classes of units to be said")
         self.model, self.head, self.stream = model, head, head.stream
         check_order(model.plan, model.views[objective], self.stream)
+        embedder = model.embed[model.owner[self.stream]]
+        assert isinstance(embedder, Embedder)
+        if embedder.looks_at:
+            raise ValueError(
+                f"{self.stream!r} is embedded with an eye on {', '.join(embedder.looks_at)}, "
+                "which is not kept while it is said"
+            )
         self.view, self.room = view, room
         #: a hidden unit at the next place is asked, not the last unit said
         self.ahead = model.objectives[objective].generates != self.stream
