@@ -9,24 +9,21 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from crossloom.data_pipelines.collate import Collator, Example
 from crossloom.data_pipelines.loader import decode
 from crossloom.data_pipelines.read import Texts
 from crossloom.data_pipelines.source import Defect, Source
 from crossloom.evaluation.captions import bleu, cider
 from crossloom.evaluation.predict import evaluation_collator
+from crossloom.evaluation.say import say
 from crossloom.evaluation.task import Budget, Result, Task, Watch, other_stream
-from crossloom.modalities.text import Text
-from crossloom.models.generation import Search, generate
+from crossloom.models.generation import Search
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.generate import Generate
 from crossloom.objectives.objective import Objective
 from crossloom.objectives.presets import ic, s2s_mlm
 from crossloom.objectives.reconstruct import Reconstruct
-from crossloom.objectives.view import View
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe, RecipeError
-from crossloom.units import Units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +96,7 @@ class Captioning(Task):
                 self.component(recipe), reader=self._reader(recipe, (language,)), shards=self.test
             )
             source = self.source(recipe, component, self.test)
-            records += self._tell(model, recipe, source, *found, watch, defects)
+            records += self._tell(model, recipe, source, found[0], watch, defects)
         if not records:
             raise RecipeError(
                 f"{self.test}: no picture has a caption in {', '.join(self.languages)}"
@@ -147,68 +144,35 @@ class Captioning(Task):
         recipe: Recipe,
         source: Source,
         name: str,
-        objective: Generate | Reconstruct,
         watch: Watch | None,
         defects: list[Defect],
     ) -> Iterator[dict[str, Any]]:
         """A record for each picture of the source."""
-        text = recipe.modalities[self.text]
-        if not isinstance(text, Text):
-            raise RecipeError(f"{recipe.name}: {self.text!r} is no text, but {text.kind}")
-        vocab = text.vocab
-        search = Search(
-            beams=self.beams, longest=min(self.longest, text.limit - 1), penalty=self.penalty
-        )
-        view = replace(objective.view, hide={}, follow={})
+        search = Search(beams=self.beams, longest=self.longest, penalty=self.penalty)
         collator = evaluation_collator(recipe)
-        device = next(model.parameters()).device
+        streams = frozenset((self.text, self._image(recipe)))
         places = source.places()
         seen: set[str] = set()
         for begin in range(0, len(places), self.size):
             some = places[begin : begin + self.size]
-            good, bad = decode(source, some, collator, frozenset(view.streams))
+            good, bad = decode(source, some, collator, streams)
             defects.extend(bad)
             good = [e for e in good if e.key not in seen]
             seen.update(e.key for e in good)
             if good:
-                said = generate(
-                    model,
-                    name,
-                    _opened(collator, view, self.text, good).to(device),
-                    end=vocab.end,
-                    search=search,
-                    never=(vocab.begin, vocab.pad, vocab.unknown, vocab.mask),
-                )
+                said = say(model, recipe, name, good, search)
                 for example, (best, *_) in zip(good, said, strict=True):
                     labels = example.labels
                     yield {
                         "key": example.key,
                         "id": labels["id"] or example.sample.rpartition("/")[2],
                         "language": labels["language"],
-                        "predicted": vocab.decode(best.units),
+                        "predicted": best.text,
                         "log_probability": best.score,
                         "references": list(labels["references"]),
                     }
             if watch:
                 watch(begin + len(some), len(places))
-
-
-def _opened(collator: Collator, view: View, text: str, examples: Sequence[Example]) -> Any:
-    """The examples as the view shows them, of the text no more than its first unit."""
-    opened = [replace(e, units={**e.units, text: opening(e.units[text])}) for e in examples]
-    return collator.show(view, opened)
-
-
-def opening(units: Units, count: int = 1) -> Units:
-    """The first units alone (``<s>``, in the example's language): what a text is continued from."""
-    return replace(
-        units,
-        content={k: v[:count] for k, v in units.content.items()},
-        targets={k: v[:count] for k, v in units.targets.items()},
-        position=units.position[:count],
-        maskable=units.maskable[:count],
-        group=units.group[:count],
-    )
 
 
 def _score(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[float]]:

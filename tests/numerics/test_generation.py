@@ -303,6 +303,14 @@ def test_what_says_nothing_is_refused():
         Search(beams=2, best=3)
 
 
+def test_a_text_embedded_with_an_eye_on_the_image_is_refused():
+    """What it looks at is not run again: its later words would be embedded blind."""
+    model = make("prefix")
+    model.embed["text"].looks_at = ("image",)
+    with pytest.raises(ValueError, match="with an eye on image"):
+        Speaker(model, "say", shown(model, IMAGES, [[0]] * 3), room=1)
+
+
 def test_training_and_decoding_agree():
     """The loss of a text is the sum of the log probabilities with which it is said."""
     model = make("prefix").eval()

@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from crossloom.evaluation.captioning import opening
+from crossloom.data_pipelines.shards import open_shards
 from crossloom.evaluation.captions import bleu, cider, words
 from crossloom.evaluation.finetune import evaluate, finetune, make_task
+from crossloom.evaluation.say import opening
+from crossloom.models.generation import Search
 from crossloom.models.presets import encoder_decoder
 from crossloom.objectives.presets import ic, ida, mlm
+from crossloom.run import load
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
@@ -145,7 +148,20 @@ def test_a_head_that_says_captions_is_kept(world, tmp_path):
     fresh, unused = start_from(make_model(tuned), load_weights(tmp_path / "run")[0])
     assert (fresh, unused) == ([], [])
     # and without tuning it can be asked at once
-    assert evaluate("captioning", tmp_path / "run", start("cpu"), ["longest=3"]).records
+    records = evaluate("captioning", tmp_path / "run", start("cpu"), ["longest=3"]).records
+    loaded = load(tmp_path / "run")
+    shard = open_shards("test-*.tar", world)[0]
+    pictures = [shard.read(n)["regions.npz"] for n in range(2)]
+    said = loaded.say("ic", Search(beams=5, best=2, longest=3), image=pictures)
+    assert [s[0].text for s in said] == [r["predicted"] for r in records[:2]]
+    assert [s[0].score for s in said] == pytest.approx(
+        [r["log_probability"] for r in records[:2]], rel=1e-4
+    )
+    assert all(len(s) == 2 and s[0].score >= s[1].score for s in said)
+    with pytest.raises(ValueError, match="'ic' needs values for image"):
+        loaded.say("ic", text=["a"])
+    with pytest.raises(ValueError, match="no objective 'itm' says anything"):
+        loaded.say("itm", image=pictures)
 
 
 def test_what_says_no_captions_is_refused(base, world, tmp_path):
