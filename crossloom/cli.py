@@ -433,6 +433,42 @@ def evaluate(
         console.print(f"{len(result.defects)} bad samples, listed in {run}/results/{task}.json")
 
 
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="Folder with config.json, or an id of the Hub")],
+    assignments: Assignments = None,
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/imported"),
+) -> None:
+    """Read a published checkpoint as a run: start from it, fine-tune it, evaluate it."""
+    from crossloom.interop.exchange import import_checkpoint
+
+    done = import_checkpoint(source, out, assignments or [])
+    _told("start afresh", done.fresh)
+    _told("left out", done.left_out)
+    console.print(f"{done.family}: run in {done.folder}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory")],
+    to: Annotated[str, typer.Option(help="transformers, open_clip or safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    family: Annotated[str, typer.Option(help="When several fit: bert, clip, …")] = "",
+) -> None:
+    """Write a run's model so that another library loads it."""
+    from crossloom.interop.exchange import export_run
+
+    done = export_run(run, to, out, family)
+    _told("left out", done.left_out)
+    console.print(f"{done.family}: wrote {done.folder}")
+
+
+def _told(what: str, names: tuple[str, ...]) -> None:
+    if names:
+        some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        console.print(f"{len(names)} weights {what}: {some}", markup=False, soft_wrap=True)
+
+
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
@@ -444,6 +480,26 @@ def report(
     page = out or runs[0] / "report.html"
     write_report(runs, page)
     console.print(f"wrote {page}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Pre-trained runs, or fine-tuned ones.")],
+    out: Annotated[Path, typer.Option(help="The page; its figures beside it as JSON.")] = Path(
+        "comparison.html"
+    ),
+) -> None:
+    """Systems side by side: mean and spread over seeds, as a table and plots."""
+    from crossloom.evaluation import compare as side_by_side
+
+    scores = side_by_side.compare(runs)
+    head, rows = side_by_side.table(scores)
+    shown = Table(*head)
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    side_by_side.write_comparison(scores, out)
+    console.print(f"wrote {out} and {out.with_suffix('.json')}")
 
 
 @app.command()

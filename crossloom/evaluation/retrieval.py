@@ -37,6 +37,11 @@ class Retrieval(Task):
     """
 
     kind: ClassVar[str] = "retrieval"
+    headlines: ClassVar[Mapping[str, str]] = {
+        "text_to_image.r1": "text → image, R@1",
+        "image_to_text.r1": "image → text, R@1",
+        "text_to_image.r10": "text → image, R@10",
+    }
     image: str = ""
     """The stream searched; the one beside the text when empty."""
     languages: tuple[str, ...] = ()

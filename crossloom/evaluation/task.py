@@ -46,6 +46,8 @@ class Task(ABC):
     """Something to fine-tune and evaluate. Subclasses set ``kind``, its name for people."""
 
     kind: ClassVar[str]
+    headlines: ClassVar[Mapping[str, str]] = {}
+    """The figures that stand for the task, by dotted path in its metrics, with how to call them."""
     train: str = "train-*.tar"
     test: str = "test-*.tar"
     text: str = "text"

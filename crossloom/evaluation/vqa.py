@@ -28,6 +28,7 @@ class Vqa(Task):
     """
 
     kind: ClassVar[str] = "vqa"
+    headlines: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy"}
     image: str = ""
     """The stream asked about; the one beside the text when empty."""
     answers: str = "answers.txt"

@@ -33,6 +33,10 @@ class Xnli(Task):
     """
 
     kind: ClassVar[str] = "xnli"
+    headlines: ClassVar[Mapping[str, str]] = {
+        "fine_tuned_mean": "accuracy in the languages fine-tuned on",
+        "zero_shot_mean": "accuracy in all other languages",
+    }
     languages: tuple[str, ...] = ("en",)
     """Languages fine-tuned on."""
     tested: tuple[str, ...] = ()

@@ -223,7 +223,7 @@ class FusionLayer(nn.Module):
 
 
 class Fusion(nn.Module):
-    """All layers of a plan; with pre-norm, a last norm for each stream."""
+    """All layers of a plan; with pre-norm, a last norm for each stream, or one for all."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -231,7 +231,9 @@ class Fusion(nn.Module):
         for number in range(len(plan.layers)):
             self.layers.append(FusionLayer(plan, number, self.layers))
         widths = plan.widths if plan.norm == "pre" else {}
-        self.last = nn.ModuleDict({s: _norm(plan)(w) for s, w in widths.items()})
+        #: by stream, the name of its last norm
+        self.closing = {s: _SHARED if plan.last == "shared" else s for s in widths}
+        self.last = nn.ModuleDict({self.closing[s]: _norm(plan)(w) for s, w in widths.items()})
         #: after how many layers a stream's last norm comes
         self.after = {s: plan.settled[s] + 1 for s in widths}
         self.checkpointing = False  #: recompute each layer's activations in backward
@@ -252,8 +254,8 @@ class Fusion(nn.Module):
 
     def _settle(self, states: States, layers: int) -> States:
         """The last norm of the streams that no layer changes after so many."""
-        done = {n: self.last[n](x) for n, x in states.items() if self.after.get(n) == layers}
-        return states | done if done else states
+        done = [n for n in states if self.after.get(n) == layers]
+        return states | {n: self.last[self.closing[n]](states[n]) for n in done}
 
 
 def _linked(states: States) -> States:

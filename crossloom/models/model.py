@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from crossloom.batch import Batch, Encoded, ViewBatch
+from crossloom.batch import Batch, Encoded, Stream, ViewBatch
 from crossloom.modalities.modality import Embedder, Modality
-from crossloom.models.attention import Attention
+from crossloom.models.attention import Attention, Layout
 from crossloom.models.fusion import Fusion
 from crossloom.models.plan import Plan
-from crossloom.objectives.objective import Objective
+from crossloom.objectives.objective import Head, Objective
 from crossloom.objectives.reconstruct import ReconstructHead
 from crossloom.objectives.view import View
 
@@ -37,8 +37,9 @@ class CrossloomModel(nn.Module):
 
         Raises:
             ValueError: an objective asks for streams or targets that do not exist, two different
-                views share a name, the plan and the modalities name different streams, or tied
-                streams differ in more than the member they read.
+                views share a name, the plan and the modalities name different streams, tied
+                streams differ in more than the member they read, or what embedders or heads share
+                does not exist.
         """
         super().__init__()
         if set(modalities) != set(plan.widths):
@@ -66,22 +67,46 @@ class CrossloomModel(nn.Module):
         self.embed = nn.ModuleDict(
             {s: m.embedder(widths[s]) for s, m in modalities.items() if self.owner[s] == s}
         )
+        owners = {s: self._embedder(owner) for s, owner in self.owner.items()}
+        for stream in self.embed:
+            try:
+                self._embedder(stream).borrow(owners)
+            except ValueError as error:
+                raise ValueError(f"modalities.{stream}: {error}") from None
         self.fusion = Fusion(plan)
         self.heads = nn.ModuleDict({o: x.head(modalities, widths) for o, x in objectives.items()})
         for head in self.heads.values():
             if not isinstance(head, ReconstructHead) or not head.tied:
                 continue
-            embedder = self.embed[self.owner[head.stream]]
-            assert isinstance(embedder, Embedder)
-            if embedder.tied(head.name) is None:
+            if self._embedder(self.owner[head.stream]).tied(head.name) is None:
                 head.untie()
+        for name, objective in objectives.items():
+            if objective.shares:
+                _share(name, objective.shares, self.heads)
         _initialise(self)
+        _set_epsilon(self, plan.epsilon)
+
+    def _embedder(self, stream: str) -> Embedder:
+        embedder = self.embed[stream]
+        assert isinstance(embedder, Embedder)
+        return embedder
 
     def encode(self, view: ViewBatch, record: list[Attention] | None = None) -> Encoded:
         """One view through embedders and Transformer."""
         embedders = {stream: self.embed[owner] for stream, owner in self.owner.items()}
-        states = {name: embedders[name](stream) for name, stream in view.streams.items()}
+        states = {
+            name: self._embed(self._embedder(self.owner[name]), name, view) for name in view.streams
+        }
         return Encoded(view, self.fusion(states, view, record), embedders)
+
+    def _embed(self, embedder: Embedder, name: str, view: ViewBatch) -> Tensor:
+        stream = view.streams[name]
+        if not embedder.looks_at:
+            return embedder(stream)
+        # what may not be read in this view may not be looked at either
+        readable = Layout(view).readable(name, embedder.looks_at)
+        others: dict[str, Stream] = {n: view.streams[n] for n in readable}
+        return embedder(stream, others)
 
     def forward(
         self, batch: Batch, predict: tuple[str, ...] = ()
@@ -109,6 +134,18 @@ class CrossloomModel(nn.Module):
         }
 
 
+def _share(name: str, other: str, heads: nn.ModuleDict) -> None:
+    if other not in heads or other == name:
+        raise ValueError(f"objectives.{name}.shares: there is no other objective {other!r}")
+    head, lender = heads[name], heads[other]
+    assert isinstance(head, Head)
+    assert isinstance(lender, Head)
+    try:
+        head.borrow(lender)
+    except ValueError as error:
+        raise ValueError(f"objectives.{name}.shares: {error}") from None
+
+
 def _check_tie(
     stream: str,
     owner: str,
@@ -123,6 +160,16 @@ def _check_tie(
         raise ValueError(
             f"tied.{stream}: differs from {owner!r}; tied streams may differ in `field` only"
         )
+
+
+def _set_epsilon(module: nn.Module, epsilon: float) -> None:
+    """One epsilon for the layer norms of layers, embedders and heads: the plan's."""
+    if getattr(module, "keeps_weights", False):
+        return
+    if isinstance(module, nn.LayerNorm):
+        module.eps = epsilon
+    for child in module.children():
+        _set_epsilon(child, epsilon)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -105,12 +105,16 @@ class Plan:
     inner: int
     hidden: int
     norm: Literal["pre", "post"] = "post"
+    last: Literal["each", "shared"] = "each"
+    """With pre-norm, the norm after all layers: each stream's own, or one for all."""
     activation: Literal["gelu", "gelu_tanh", "relu", "quick_gelu"] = "gelu"
     dropout: float = 0.1
     epsilon: float = 1e-5
-    """Of the layer norms."""
+    """Of the layer norms: those of layers, embedders and heads alike."""
 
     def __post_init__(self) -> None:
+        if self.last == "shared" and len(set(self.widths.values())) > 1:
+            raise ValueError("plan: last: streams of several widths cannot share the last norm")
         for (layer, block), spec in self.blocks.items():
             self._check(spec, f"plan: layer {layer}, block {block}")
         for home, tenants in self.homes.items():

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from crossloom.models.plan import Attend, Feed, Layer, Plan
 
 Norm = Literal["pre", "post"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "quick_gelu"]
 
 
 def single_stream(
@@ -224,4 +226,63 @@ def _plan(
         hidden=hidden or 4 * width,
         norm=norm,
         dropout=dropout,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """Size of one stream's own Transformer."""
+
+    layers: int
+    width: int
+    heads: int
+    hidden: int
+
+
+def towers(
+    sizes: Mapping[str, Tower],
+    *,
+    causal: tuple[str, ...] = (),
+    norm: Norm = "pre",
+    activation: Activation = "gelu",
+    dropout: float = 0.0,
+    epsilon: float = 1e-5,
+) -> Plan:
+    """Streams that never read each other, each with a Transformer of its own size: CLIP, SigLIP.
+
+    Args:
+        sizes: by stream.
+        causal: streams whose units read no later unit (CLIP's text).
+        norm, activation, dropout, epsilon: of the plan.
+    """
+
+    def layer(number: int) -> Layer:
+        return Layer(
+            blocks=tuple(
+                block
+                for stream, size in sizes.items()
+                if number < size.layers
+                for block in (
+                    Attend(
+                        reads={stream: (stream,)},
+                        causal=tuple(c for c in causal if c == stream),
+                        heads=size.heads,
+                        inner=size.width,
+                    ),
+                    Feed(streams=(stream,), hidden=size.hidden),
+                )
+            )
+        )
+
+    first = next(iter(sizes.values()))
+    return Plan(
+        widths={s: size.width for s, size in sizes.items()},
+        layers=tuple(layer(n) for n in range(max(size.layers for size in sizes.values()))),
+        heads=first.heads,
+        inner=first.width,
+        hidden=first.hidden,
+        norm=norm,
+        activation=activation,
+        dropout=dropout,
+        epsilon=epsilon,
     )

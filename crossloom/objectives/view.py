@@ -20,7 +20,7 @@ class Hide:
     """Which units of a stream are selected for prediction, and what becomes of them.
 
     Of the selected units (or groups), a share ``show`` stays visible, a share ``swap`` takes a
-    random value (discrete modalities), the rest is hidden (BERT: 0.15, 0.1, 0.1).
+    random value (an id; another image's region), the rest is hidden (BERT: 0.15, 0.1, 0.1).
     """
 
     rate: float = 0.15
