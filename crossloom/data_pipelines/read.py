@@ -147,6 +147,9 @@ class Texts(Reader):
     all_texts: bool = False
     tags: Tags | None = None
     """Object tags, given as another text, ``"tags"``."""
+    copies: tuple[str, ...] = ()
+    """Further members that hold the same passage, for streams of their own: what an encoder shows
+    corrupted, a decoder says clean."""
 
     def items(self, entry: Entry) -> int:
         """One, or as many as there are texts."""
@@ -167,7 +170,11 @@ class Texts(Reader):
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
-        """``text`` is one passage; label ``language``."""
+        """``text`` is one passage.
+
+        Labels: ``language``, ``text``, ``references`` (all texts in that language), ``id`` (the
+        json's).
+        """
         content = sample_json(members)
         texts = _field(content, self.of)
         if self.unnamed and "" in texts:
@@ -187,8 +194,14 @@ class Texts(Reader):
             text = texts[language][int(rng.integers(len(texts[language])))]
         passage = Passage(language, _text(text, f"{self.of}.{language}"))
         tags = self.tags.read(members, content) if self.tags else {}
-        sample = {**members, "text": (passage,), **tags}
-        return sample, {"language": language, "text": passage.text}
+        given = dict.fromkeys(("text", *self.copies), (passage,))
+        labels = {
+            "language": language,
+            "text": passage.text,
+            "references": texts[language],
+            "id": str(content.get("id", "")),
+        }
+        return {**members, **given, **tags}, labels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,7 +115,9 @@ class Row:
 
 def table(plan: Plan) -> list[Row]:
     """The plan as rows, from the first layer to the last norms."""
-    sizes = _parameters(plan)
+    with torch.device("meta"):
+        fusion = Fusion(plan)
+    sizes = _sizes(fusion)
     rows = []
     for run in folded(plan):
         for number, block in enumerate(plan.layers[run.first].blocks):
@@ -140,17 +142,15 @@ def table(plan: Plan) -> list[Row]:
                 count=1,
                 block=0,
                 does=f"norm {', '.join(plan.widths)}",
-                weights=_each(len(plan.widths), shared=False),
+                weights=_each(len(plan.widths), shared=plan.last == "shared"),
                 size="",
-                parameters=sum(2 * w for w in plan.widths.values()),
+                parameters=sum(p.numel() for p in fusion.last.parameters()),
             )
         )
     return rows
 
 
-def _parameters(plan: Plan) -> Mapping[Place, int]:
-    with torch.device("meta"):
-        fusion = Fusion(plan)
+def _sizes(fusion: Fusion) -> Mapping[Place, int]:
     return {
         (n, b): sum(p.numel() for p in block.parameters())
         for n, layer in enumerate(fusion.layers)

@@ -80,7 +80,8 @@ class ProbePool(nn.Module):
         scores = (k * q).sum(-1) / q.shape[-1] ** 0.5
         if real is not None:
             scores = scores.masked_fill(~real[:, None], torch.finfo(scores.dtype).min)
-        share = _softmax(scores, example, len(length))
+        # autocast sums in float32, whatever the values are
+        share = _softmax(scores, example, len(length)).to(v.dtype)
         read = v.new_zeros(len(length), *v.shape[1:]).index_add(0, example, v * share[..., None])
         x = self.output(read.flatten(1))
         x = x + self.down(F.gelu(self.up(self.norm(x)), approximate=self.approximate))
@@ -95,7 +96,7 @@ def _softmax(scores: Tensor, example: Tensor, examples: int) -> Tensor:
     most = most.scatter_reduce(0, index, wide.detach(), "amax")
     power = (wide - most.index_select(0, example)).exp()
     total = wide.new_zeros(most.shape).index_add(0, example, power)
-    return (power / total.index_select(0, example)).to(scores.dtype)
+    return power / total.index_select(0, example)
 
 
 class Pooler(nn.Module):

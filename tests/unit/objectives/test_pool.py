@@ -75,6 +75,15 @@ def test_great_scores_do_not_overflow():
     assert found.isfinite().all()
 
 
+def test_a_probe_works_in_half_precision():
+    torch.manual_seed(0)
+    summary = Summary("a", WIDTH, Probe(heads=2, hidden=12))
+    given = encoded()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = summary(given)
+    torch.testing.assert_close(half.float(), summary(given), rtol=0.05, atol=0.05)
+
+
 def test_a_pooler_takes_any_pool():
     torch.manual_seed(0)
     pooler = Pooler(("a", "b"), {"a": WIDTH, "b": WIDTH}, Probe(heads=4, hidden=8))
