@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from crossloom.batch import Batch, Encoded, ViewBatch
@@ -26,6 +27,7 @@ class CrossloomModel(nn.Module):
         plan: Plan,
         objectives: Mapping[str, Objective],
         tied: Mapping[str, str] | None = None,
+        marked: tuple[str, ...] = (),
     ) -> None:
         """Build all parts with fresh weights.
 
@@ -34,11 +36,12 @@ class CrossloomModel(nn.Module):
             plan: the Transformer over these streams.
             objectives: by name.
             tied: streams embedded by another stream's module, as ``{stream: other}``.
+            marked: tied streams that are told from the one they are tied to by a learned vector.
 
         Raises:
             ValueError: an objective asks for streams or targets that do not exist, two different
-                views share a name, the plan and the modalities name different streams, or tied
-                streams differ in more than the member they read.
+                views share a name, the plan and the modalities name different streams, tied
+                streams differ in more than the member they read, or a mark has nothing to mark.
         """
         super().__init__()
         if set(modalities) != set(plan.widths):
@@ -66,6 +69,9 @@ class CrossloomModel(nn.Module):
         self.embed = nn.ModuleDict(
             {s: m.embedder(widths[s]) for s, m in modalities.items() if self.owner[s] == s}
         )
+        _check_marks(marked, self.owner, self.views.values())
+        # zero: at first a second picture looks like the first (UNITER copies the type's embedding)
+        self.marks = nn.ParameterDict({s: nn.Parameter(torch.zeros(widths[s])) for s in marked})
         self.fusion = Fusion(plan)
         self.heads = nn.ModuleDict({o: x.head(modalities, widths) for o, x in objectives.items()})
         for head in self.heads.values():
@@ -81,6 +87,7 @@ class CrossloomModel(nn.Module):
         """One view through embedders and Transformer."""
         embedders = {stream: self.embed[owner] for stream, owner in self.owner.items()}
         states = {name: embedders[name](stream) for name, stream in view.streams.items()}
+        states |= {s: states[s] + mark for s, mark in self.marks.items() if s in states}
         return Encoded(view, self.fusion(states, view, record), embedders)
 
     def forward(
@@ -123,6 +130,18 @@ def _check_tie(
         raise ValueError(
             f"tied.{stream}: differs from {owner!r}; tied streams may differ in `field` only"
         )
+
+
+def _check_marks(
+    marked: tuple[str, ...], owners: Mapping[str, str], views: Iterable[View]
+) -> None:
+    """Marks must be of tied streams that a view shows: else they would never get a gradient."""
+    shown = {s for view in views for s in view.streams}
+    for stream in marked:
+        if owners.get(stream, stream) == stream:
+            raise ValueError(f"marked: {stream!r} is no tied stream; add it to `tied`")
+        if stream not in shown:
+            raise ValueError(f"marked: no objective's view shows {stream!r}")
 
 
 def _initialise(module: nn.Module) -> None:

@@ -58,11 +58,30 @@ class View:
     """Streams do not read each other: two encoders in one pass, whatever the plan."""
     causal: tuple[str, ...] = ()
     """Streams read left to right in this view."""
+    twice: Mapping[str, str] = field(default_factory=dict)
+    """Show each example a second time, with other streams in these streams' places
+    (``{image: second}``: a text with each of two pictures, the same weights for both)."""
+    against: tuple[str, ...] = ()
+    """For each entry show each example once more in training, with this stream taken from another
+    example: what a matching pair must be preferred to."""
 
     def __post_init__(self) -> None:
-        named = {*self.hide, *self.causal, *([self.mismatch] if self.mismatch else [])}
+        named = {*self.hide, *self.causal, *self.twice, *self.against}
+        named |= {self.mismatch} if self.mismatch else set()
         if strange := sorted(named - set(self.streams)):
             raise ValueError(f"view {self.name!r} shows {self.streams}, not {', '.join(strange)}")
+        if self.twice and (self.against or self.mismatch):
+            raise ValueError(f"view {self.name!r}: twice goes with neither against nor mismatch")
+
+    @property
+    def rows(self) -> int:
+        """How often the view shows each example, one after the other."""
+        return 2 if self.twice else 1 + len(self.against)
+
+    @property
+    def decoded(self) -> tuple[str, ...]:
+        """All streams that examples must have for this view."""
+        return (*self.streams, *self.twice.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +93,7 @@ class Shown:
     fate: Mapping[str, Array]  #: by stream, [N] int8 of :class:`~crossloom.units.Fate`
     matched: bool  #: False when a stream was taken from another example
     labels: Mapping[str, Any]  #: what the reader knows of the example (answers, a class)
+    rivals: bool = False  #: the view's rows ``against`` others do show other examples
 
 
 def draw_fates(units: Units, hide: Hide, rng: np.random.Generator) -> Array:
