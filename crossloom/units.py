@@ -111,10 +111,24 @@ def make_units(
     return units
 
 
+class _Key(np.random.bit_generator.ISeedSequence):
+    """A Philox key, handed over as a seed.
+
+    Given as ``key``, NumPy asks the system for a seed too, which takes longer than all the rest.
+    """
+
+    def __init__(self, digest: bytes) -> None:
+        self.digest = digest
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Array:
+        """The key."""
+        return np.frombuffer(self.digest, dtype)
+
+
 def keyed_rng(*key: object) -> np.random.Generator:
     """A generator that depends on its key alone: not on order of calls, process or machine.
 
     The key's parts (strings and integers) are hashed to the 128-bit key of a Philox generator.
     """
     digest = blake2b("\x1f".join(map(str, key)).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, np.uint64)))
+    return np.random.Generator(np.random.Philox(_Key(digest)))  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from crossloom.units import Array, BadSample
 
@@ -144,31 +147,39 @@ def _rgb(image: Any) -> Array:
 def fit(picture: Array, size: int, augment: Augment | None, rng: np.random.Generator) -> Array:
     """The picture as uint8 ``[3, size, size]``: a random crop, or all of it squeezed.
 
+    Its memory may hold pixel after pixel (a view): stacking in a batch copies once, not twice.
     torchvision's own random transforms draw from torch's global generator; here every number comes
     from ``rng``, so that a picture depends on its example alone.
     """
-    import torchvision.transforms.v2.functional as transforms
-
     # decoders give pixel after pixel: no copy is made to lay channel after channel
     tensor = torch.from_numpy(picture if picture.flags.writeable else picture.copy())
     if augment is None:
-        out = transforms.resize(tensor, [size, size], antialias=True)
-        return np.ascontiguousarray(out.numpy())
+        return _resize(tensor, size).numpy()
     height, width = picture.shape[1:]
     area = height * width * rng.uniform(*augment.scale)
-    ratio = float(np.exp(rng.uniform(*np.log(augment.ratio))))
-    wide = min(width, max(1, round(float(np.sqrt(area * ratio)))))
-    high = min(height, max(1, round(float(np.sqrt(area / ratio)))))
+    ratio = math.exp(rng.uniform(math.log(augment.ratio[0]), math.log(augment.ratio[1])))
+    wide = min(width, max(1, round(math.sqrt(area * ratio))))
+    high = min(height, max(1, round(math.sqrt(area / ratio))))
     top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
-    out = transforms.resized_crop(tensor, top, left, high, wide, [size, size], antialias=True)
+    out = _resize(tensor[:, top : top + high, left : left + wide], size)
     if augment.flip and rng.random() < augment.flip:
-        out = transforms.horizontal_flip(out)
+        out = out.flip(-1)
     if augment.jitter:
+        import torchvision.transforms.v2.functional as transforms
+
         factors = rng.uniform(1 - augment.jitter, 1 + augment.jitter, 3)
         out = transforms.adjust_brightness(out, float(factors[0]))
         out = transforms.adjust_contrast(out, float(factors[1]))
         out = transforms.adjust_saturation(out, float(factors[2]))
-    return np.ascontiguousarray(out.numpy())
+    return out.numpy()
+
+
+def _resize(picture: Tensor, size: int) -> Tensor:
+    """uint8 ``[3, size, size]``, antialiased: torchvision's ``resize`` without its dispatch."""
+    shape = (size, size)
+    if picture.shape[1:] == shape:
+        return picture
+    return F.interpolate(picture[None], shape, mode="bilinear", antialias=True)[0]
 
 
 def cut(picture: Array, patch: int) -> Array:
