@@ -86,6 +86,8 @@ def evaluate(
 ) -> Result:
     """Evaluate a run on a task; writes ``results/TASK.json`` and ``TASK.records.jsonl`` below it.
 
+    Predictions in the benchmark's own form lie beside them (``TASK.submission.json``, …).
+
     Raises:
         RecipeError: the run lacks what the task needs.
     """
@@ -104,6 +106,7 @@ def evaluate(
     if fresh:
         raise RecipeError(f"{file}: lacks {fresh[0]}; was it made by another recipe?")
     result = task.evaluate(model.to(environment.device), recipe, watch)
+    result = replace(result, split=task.split(recipe))
     if environment.main:
         folder = run / "results"
         folder.mkdir(exist_ok=True)
@@ -112,7 +115,14 @@ def evaluate(
 
 
 def _write(folder: Path, name: str, result: Result) -> None:
-    body: dict[str, Any] = {"metrics": result.metrics, "bad": [list(d) for d in result.defects]}
+    body: dict[str, Any] = {
+        "split": result.split,
+        "metrics": result.metrics,
+        "files": list(result.files),
+        "bad": [list(d) for d in result.defects],
+    }
     write_atomically(folder / f"{name}.json", json.dumps(body, indent=1, ensure_ascii=False))
     lines = (json.dumps(r, ensure_ascii=False) for r in result.records)
     write_atomically(folder / f"{name}.records.jsonl", "\n".join(lines) + "\n")
+    for file, content in result.files.items():
+        write_atomically(folder / file, content)

@@ -44,7 +44,9 @@ class CrossloomModel(nn.Module):
                 streams differ in more than the member they read, or a mark has nothing to mark.
         """
         super().__init__()
-        if set(modalities) != set(plan.widths):
+        tied = tied or {}
+        # a tied stream may be decoded only, to be shown in another's place (``View.twice``)
+        if not set(modalities) - set(tied) <= set(plan.widths) <= set(modalities):
             raise ValueError(
                 f"modalities are {', '.join(modalities)}; "
                 f"the plan's streams are {', '.join(plan.widths)}"
@@ -57,13 +59,16 @@ class CrossloomModel(nn.Module):
             except ValueError as error:
                 raise ValueError(f"objectives.{name}: {error}") from None
             view = objective.view
+            if strange := [s for s in view.streams if s not in plan.widths]:
+                raise ValueError(f"objectives.{name}: the plan has no stream {', '.join(strange)}")
             if seen.setdefault(view.name, view) != view:
                 raise ValueError(
                     f"objectives.{name}: another view is called {view.name!r} too; rename one"
                 )
         widths = dict(plan.widths)
+        widths |= {s: widths[tied[s]] for s in modalities if s not in widths and tied[s] in widths}
         #: by stream, the stream whose embedder it uses
-        self.owner = {s: (tied or {}).get(s, s) for s in modalities}
+        self.owner = {s: tied.get(s, s) for s in modalities}
         for stream, owner in self.owner.items():
             _check_tie(stream, owner, modalities, widths, self.owner)
         self.embed = nn.ModuleDict(
@@ -132,9 +137,7 @@ def _check_tie(
         )
 
 
-def _check_marks(
-    marked: tuple[str, ...], owners: Mapping[str, str], views: Iterable[View]
-) -> None:
+def _check_marks(marked: tuple[str, ...], owners: Mapping[str, str], views: Iterable[View]) -> None:
     """Marks must be of tied streams that a view shows: else they would never get a gradient."""
     shown = {s for view in views for s in view.streams}
     for stream in marked:

@@ -18,6 +18,9 @@ from crossloom.data_pipelines.world.speech import spoken
 from crossloom.data_pipelines.write import Member, ShardWriter
 from crossloom.units import keyed_rng
 
+#: Of what samples hold. 2: expressions that refer to objects (``refers``).
+VERSION = 2
+
 
 @dataclass(frozen=True)
 class WorldReport:
@@ -83,7 +86,13 @@ def write_world(
         "test": held if test is None else test,
     }
     voices = {s: speech if s == "train" else speech // 5 for s in SPLITS}
-    settings = {"seed": seed, "scenes": scenes, "speech": voices, "shard_size": shard_size}
+    settings = {
+        "version": VERSION,
+        "seed": seed,
+        "scenes": scenes,
+        "speech": voices,
+        "shard_size": shard_size,
+    }
     known = out / "world.json"
     if known.is_file() and json.loads(known.read_text()) != settings and not overwrite:
         raise ValueError(f"{known}: another world is there; choose another --out or --overwrite")
