@@ -363,6 +363,7 @@ class Labelled(Reader):
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """The members as they are; label ``label``, a string."""
+        label: Any
         if "cls" in members:
             label = members["cls"].decode("utf-8", "replace").strip()
         else:

@@ -64,9 +64,7 @@ class Classify(Objective):
         if strange := [s for s in self.pooled if s not in self.view.streams]:
             raise ValueError(f"view {self.view.name!r} does not show {', '.join(strange)}")
         if self.view.against:
-            raise ValueError(
-                f"view {self.view.name!r}: classes are not told against other examples"
-            )
+            raise ValueError(f"view {self.view.name!r}: drop against, which ranking alone reads")
 
 
 class ClassifyHead(Head):

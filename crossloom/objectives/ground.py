@@ -80,11 +80,8 @@ class Ground(Objective):
                 f"stream {self.stream!r} is of kind {modalities[self.stream].kind!r}, whose units "
                 "have no boxes; grounding needs regions"
             )
-        if modalities[self.stream].longest() > self.most:
-            longest = modalities[self.stream].longest()
-            raise ValueError(
-                f"stream {self.stream!r} has up to {longest} units; set most={longest}"
-            )
+        if (longest := modalities[self.stream].longest()) > self.most:
+            raise ValueError(f"{self.stream!r} has up to {longest} units; set most={longest}")
 
 
 class GroundHead(Head):
@@ -101,9 +98,7 @@ class GroundHead(Head):
         there = aim.value >= 0
         scores = self.predict(encoded).index_select(0, aim.index).masked_fill(~there, -torch.inf)
         if self.form == "sigmoid":
-            target = torch.where(
-                aim.value >= self.threshold, aim.value, torch.zeros_like(aim.value)
-            )
+            target = aim.value * (aim.value >= self.threshold)
             # where nothing is to be chosen the score must not reach the loss, not even as inf · 0
             known = scores.masked_fill(~there, 0)
             each = F.binary_cross_entropy_with_logits(known, target, reduction="none")

