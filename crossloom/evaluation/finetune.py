@@ -32,7 +32,7 @@ def make_task(name: str, assignments: Sequence[str] = ()) -> tuple[Task, list[st
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if equals and key in own:
-            mine[key] = yaml.safe_load(value)
+            mine[key] = _value(value)
         else:
             rest.append(assignment)
     cls.__pydantic_config__ = ConfigDict(extra="forbid")
@@ -40,6 +40,14 @@ def make_task(name: str, assignments: Sequence[str] = ()) -> tuple[Task, list[st
         return TypeAdapter(cls).validate_python(mine), rest
     except ValidationError as error:
         raise RecipeError(f"task {name}: {explain(error, cls)}") from None
+
+
+def _value(text: str) -> Any:
+    """What YAML says a text is, or the text: of shards ``{dev,test}-*.tar`` is no mapping."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def finetune_recipe(task: Task, run: str | Path, *, scratch: bool, data: str = "") -> Recipe:
