@@ -13,6 +13,7 @@ from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.finetune import evaluate, finetune, make_task
 from crossloom.evaluation.task import split_of
 from crossloom.evaluation.two_pictures import beside, sentence_of
+from crossloom.modalities.patches import Patches
 from crossloom.models.presets import co_attention, single_stream
 from crossloom.objectives.presets import itm
 from crossloom.testing.recipes import tiny_recipe
@@ -177,6 +178,22 @@ def test_a_pair_needs_no_single_stream_and_a_triplet_does(base, pictures):
     assert "second_image" not in made.plan.widths
     with pytest.raises(RecipeError, match="use shape=pair"):
         make_task("nlvr2", ["shape=triplet"])[0].recipe(recipe, "")
+
+
+def test_two_pictures_as_patches(pictures, tmp_path):
+    recipe = tiny_recipe(pictures)
+    captions = replace(recipe.mixture["captions"], objectives=("itm",))
+    drawn = replace(
+        recipe,
+        modalities={**recipe.modalities, "image": Patches(size=32, patch=16)},
+        objectives={"itm": recipe.objectives["itm"]},
+        mixture={"captions": captions},
+    )
+    task, _ = make_task("nlvr2")
+    made = task.recipe(drawn.located(), "")
+    assert [made.modalities[s].field for s in ("image", "second_image")] == ["0", "1"]
+    train(replace(made, steps=2, examples=4), tmp_path, start("cpu"))
+    assert evaluate("nlvr2", tmp_path, start("cpu")).metrics["pairs"] == 60
 
 
 def test_the_second_picture_reads_and_is_read_like_the_first():
