@@ -401,6 +401,26 @@ def report(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Pre-trained runs, or fine-tuned ones.")],
+    out: Annotated[Path, typer.Option(help="The page; its figures beside it as JSON.")] = Path(
+        "comparison.html"
+    ),
+) -> None:
+    """Systems side by side: mean and spread over seeds, as a table and plots."""
+    from crossloom.evaluation import compare as side_by_side
+
+    scores = side_by_side.compare(runs)
+    head, rows = side_by_side.table(scores)
+    shown = Table(*head)
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    side_by_side.write_comparison(scores, out)
+    console.print(f"wrote {out} and {out.with_suffix('.json')}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("runs/demo"),
     fresh: Annotated[bool, typer.Option(help="Start over.")] = False,

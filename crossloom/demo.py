@@ -76,13 +76,7 @@ def run_demo(out: Path, fresh: bool = False) -> dict[str, Any]:
         shutil.rmtree(out)
     environment = start("cpu")
     world = out / "world"
-    if not (world / "world.json").is_file():
-        with counting("world: drawing scenes") as progress:
-            write_world(world, examples=SCENES, progress=progress)
-    vocabulary = world / "tokenizer.model"
-    if not vocabulary.is_file():
-        shards = open_shards("train-00000[0-3].tar", world)
-        train_tokenizer(shards, vocabulary, size=VOCABULARY, coverage=1.0)
+    make_world(world)
     run = out / "pretrained"
     if not (run / WEIGHTS).is_file():
         recipe = replace(load_recipe("demo"), data=str(world.resolve()))
@@ -90,8 +84,8 @@ def run_demo(out: Path, fresh: bool = False) -> dict[str, Any]:
             train(recipe, run, environment, resume=True, display=display)
     metrics = {}
     for stage in STAGES:
-        tuned = _stage(stage, run, environment, scratch=False)
-        scratch = _stage(stage, run, environment, scratch=True)
+        tuned = run_stage(stage, run, environment, scratch=False)
+        scratch = run_stage(stage, run, environment, scratch=True)
         metrics[stage.task] = {**tuned, "from_scratch": scratch}
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False))
     write_report([run], out / "report.html")
@@ -101,7 +95,19 @@ def run_demo(out: Path, fresh: bool = False) -> dict[str, Any]:
     return metrics
 
 
-def _stage(stage: Stage, run: Path, environment: Environment, scratch: bool) -> dict[str, Any]:
+def make_world(folder: Path) -> None:
+    """The world that the demo trains on, and its vocabulary; kept if it is there."""
+    if not (folder / "world.json").is_file():
+        with counting("world: drawing scenes") as progress:
+            write_world(folder, examples=SCENES, progress=progress)
+    vocabulary = folder / "tokenizer.model"
+    if not vocabulary.is_file():
+        shards = open_shards("train-00000[0-3].tar", folder)
+        train_tokenizer(shards, vocabulary, size=VOCABULARY, coverage=1.0)
+
+
+def run_stage(stage: Stage, run: Path, environment: Environment, scratch: bool) -> dict[str, Any]:
+    """Fine-tune and evaluate in a folder beside the run; what is done already is kept."""
     folder = run.with_name(f"{run.name}-{stage.task}{'-scratch' if scratch else ''}")
     results = folder / "results" / f"{stage.task}.json"
     if results.is_file():

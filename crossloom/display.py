@@ -42,7 +42,7 @@ def figures(values: dict[str, float]) -> str:
         f"{name.removesuffix('/loss')} {value:.3f}"
         + (f" ({values[c]:.0%})" if (c := name.replace("/loss", "/correct")) in values else "")
         for name, value in values.items()
-        if name.endswith("/loss")
+        if name.endswith("/loss") and not name.startswith("held/")
     ]
     rest = [
         f"{values['examples_per_second']:.0f} examples/s",

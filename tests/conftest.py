@@ -19,6 +19,6 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 60 + 20 + 20 scenes, a few spoken captions, and a vocabulary."""
     out = tmp_path_factory.mktemp("world")
-    write_world(out, examples=60, dev=20, test=20, speech=10, shard_size=25, processes=1)
+    write_world(out, examples=60, dev=20, test=20, speech=10, clips=20, shard_size=25, processes=1)
     train(open_shards("train-*.tar", out), out / "tokenizer.model", size=600, coverage=1.0)
     return out

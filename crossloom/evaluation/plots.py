@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,4 +82,26 @@ def bars(
         axes.text(1.01, chance, "chance", fontsize=8, va="center", color=INK, transform=beside)
     _titled(figure, title)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(series))
+    return _svg(figure)
+
+
+def spreads(rows: Mapping[str, Sequence[float]], title: str, hollow: set[str]) -> str:
+    """A row for each name: its values as dots, their mean as a mark, one deviation as a line.
+
+    Names in ``hollow`` (baselines) are drawn in another colour, unfilled.
+    """
+    figure, axes = _figure(7.6, 1.0 + 0.34 * len(rows))
+    for place, (name, values) in enumerate(rows.items()):
+        colour = OTHER if name in hollow else ACCENT
+        mean = statistics.fmean(values)
+        wide = statistics.stdev(values) if len(values) > 1 else 0.0
+        axes.plot([mean - wide, mean + wide], [place, place], color=colour, linewidth=1.4)
+        axes.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.35)
+        fill = "white" if name in hollow else colour
+        axes.plot([mean], [place], "D", markeredgecolor=colour, markerfacecolor=fill, markersize=6)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="x", color="#e5e7eb", linewidth=0.7)
+    axes.set_axisbelow(True)
+    _titled(figure, title)
     return _svg(figure)

@@ -14,24 +14,11 @@ from crossloom.data_pipelines.shards import ShardError
 from crossloom.evaluation.finetune import make_task
 from crossloom.evaluation.look import Album, Gaze, gazes
 from crossloom.evaluation.plots import bars, curves
+from crossloom.plugins import find
 from crossloom.training.checkpoint import write_atomically
 from crossloom.training.meters import read_journal
 from crossloom.training.recipe import Recipe, to_yaml
 from crossloom.training.run import load_weights, make_model, open_run, start_from
-
-#: The figures that stand for a task, by path in its metrics, with how to call them.
-_HEADLINES = {
-    "vqa": {"accuracy": "accuracy"},
-    "retrieval": {
-        "text_to_image.r1": "text → image, R@1",
-        "image_to_text.r1": "image → text, R@1",
-        "text_to_image.r10": "text → image, R@10",
-    },
-    "xnli": {
-        "fine_tuned_mean": "accuracy in the languages fine-tuned on",
-        "zero_shot_mean": "accuracy in all other languages",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -49,28 +36,29 @@ class Tuned:
 
 def tuned_runs(run: Path) -> list[Tuned]:
     """Evaluated runs beside ``run`` whose names begin with its name, and runs inside it."""
-    found = []
     beside = [p for p in run.parent.glob(f"{run.name}-*") if p.is_dir()]
-    for folder in sorted({*beside, *(p.parent for p in run.glob("*/task.json"))}):
-        if not (folder / "task.json").is_file():
-            continue
-        known = json.loads((folder / "task.json").read_text())
-        result = folder / "results" / f"{known['task']}.json"
-        if not result.is_file():
-            continue
-        lines = (folder / "results" / f"{known['task']}.records.jsonl").read_text().splitlines()
-        found.append(
-            Tuned(
-                folder,
-                known["task"],
-                known["settings"],
-                known.get("assignments", []),
-                not open_run(folder).start,
-                json.loads(result.read_text())["metrics"],
-                [json.loads(x) for x in lines if x],
-            )
-        )
-    return found
+    folders = sorted({*beside, *(p.parent for p in run.glob("*/task.json"))})
+    return [found for folder in folders if (found := tuned_run(folder))]
+
+
+def tuned_run(folder: Path) -> Tuned | None:
+    """A fine-tuned run with its results; None where there are none."""
+    if not (folder / "task.json").is_file():
+        return None
+    known = json.loads((folder / "task.json").read_text())
+    result = folder / "results" / f"{known['task']}.json"
+    if not result.is_file():
+        return None
+    lines = (folder / "results" / f"{known['task']}.records.jsonl").read_text().splitlines()
+    return Tuned(
+        folder,
+        known["task"],
+        known["settings"],
+        known.get("assignments", []),
+        not open_run(folder).start,
+        json.loads(result.read_text())["metrics"],
+        [json.loads(x) for x in lines if x],
+    )
 
 
 def lookup(metrics: dict[str, Any], path: str) -> float | None:
@@ -146,7 +134,7 @@ def _median(journal: Sequence[dict[str, Any]], name: str) -> float:
 def _scores(best: dict[str, Tuned], fresh: dict[str, Tuned]) -> list[dict[str, Any]]:
     rows = []
     for task, one in best.items():
-        for path, label in _HEADLINES.get(task, {}).items():
+        for path, label in find("task", task).headlines.items():
             value = lookup(one.metrics, path)
             if value is None:
                 continue
@@ -173,7 +161,9 @@ def _details(best: dict[str, Tuned], fresh: dict[str, Tuned]) -> list[str]:
 
 def _curves(journal: Sequence[dict[str, Any]]) -> list[str]:
     names = sorted({k for x in journal for k in x})
-    objectives = sorted(n.removesuffix("/loss") for n in names if n.endswith("/loss"))
+    held = {n: n.removeprefix("held/").removesuffix("/loss") for n in names if n[:5] == "held/"}
+    losing = [n for n in names if n.endswith("/loss") and n not in held]
+    objectives = sorted(n.removesuffix("/loss") for n in losing)
     # every objective has a label in both plots, so that it has one colour
     losses = {f"{o}/loss": o for o in objectives}
     right = {f"{o}/correct": o for o in objectives}
@@ -182,6 +172,8 @@ def _curves(journal: Sequence[dict[str, Any]]) -> list[str]:
         plots.append(curves(journal, losses, "Loss by objective"))
     if any(n in names for n in right):
         plots.append(curves(journal, right, "Share predicted correctly", share=True))
+    if held:
+        plots.append(curves(journal, held, "Loss on data held back"))
     return plots
 
 

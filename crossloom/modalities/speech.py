@@ -10,7 +10,8 @@ utterance. (Kaldi's fbank, which wav2vec-like systems use, differs in window and
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -21,10 +22,13 @@ from torch import Tensor, nn
 
 from crossloom.batch import Stream
 from crossloom.modalities.modality import Embedder, Modality, Target
+from crossloom.modalities.text import Layout, vocabulary
 from crossloom.units import Array, BadSample, Sample, Units, make_units
 
 #: Members looked for when ``field`` is ``"audio"``.
 EXTENSIONS = ("flac", "wav", "ogg", "mp3")
+#: A word, and the seconds at which it begins and ends.
+Word = tuple[str, float, float]
 #: Samples that stay within so much of each other are silence (a step of 16 bits is 3e-5).
 QUIET = 1e-5
 
@@ -34,6 +38,9 @@ class Speech(Modality):
     """Units of ``frames`` consecutive frames (four: 40 ms), without overlap.
 
     Content ``mel`` (float32 ``[N, frames, bins]``); target ``mel`` (vector, ``frames · bins``).
+    With ``vocabulary`` also target ``token`` (index), at the first unit of each word: the id of the
+    word's first piece, which SpeechBERT (Chuang et al., 2020, section 3.2) asks of a hidden word.
+    There a unit is a word; here a word is a group of units.
 
     Nothing of a hidden unit is in its neighbours, but for the 15 ms by which analysis windows
     reach over, and its part in the utterance's mean and deviation. Hiding whole groups leaves 15 ms
@@ -51,6 +58,13 @@ class Speech(Modality):
     """Frames of a unit: so many times 10 ms."""
     span: int = 5
     """Units of a group: hidden together (200 ms)."""
+    words: bool = False
+    """Groups are words: the json's ``words`` lists each with its begin and end, in seconds. What
+    lies between words goes with the word before it."""
+    vocabulary: str = ""
+    """Path of the text's SentencePiece model, for the target ``token``; needs ``words``."""
+    layout: Layout = "own"
+    """Of the vocabulary's ids."""
     seconds: float = 20.0
     """Of longer sound the first so many are used, in training as in evaluation."""
     dropout: float = 0.1
@@ -60,6 +74,8 @@ class Speech(Modality):
             raise ValueError(
                 f"bins {self.bins}, frames {self.frames} and span {self.span} must be at least 1"
             )
+        if self.vocabulary and not self.words:
+            raise ValueError("vocabulary: the ids of spoken words need words: true")
         if self.rate < 2000:
             raise ValueError(f"rate is {self.rate} samples a second; write 2000 or more")
         if self.seconds < self._least():
@@ -72,7 +88,8 @@ class Speech(Modality):
         """Windows of the utterance; nothing is random.
 
         Raises:
-            BadSample: "missing member", "undecodable", "NaN features", "silent", "too short".
+            BadSample: "missing member", "undecodable", "NaN features", "silent", "too short"; with
+                ``words`` "missing field" and "wrong shape".
         """
         names = EXTENSIONS if self.field == "audio" else (self.field,)
         name = next((n for n in names if n in sample), None)
@@ -92,11 +109,29 @@ class Speech(Modality):
             )
         unit = np.ascontiguousarray(mel[: count * self.frames], np.float32)
         unit = unit.reshape(count, self.frames, self.bins)
-        return make_units(
-            {"mel": unit},
-            targets={"mel": unit.reshape(count, -1).copy()},
-            group=np.arange(count, dtype=np.int64) // self.span,
-        )
+        targets = {"mel": unit.reshape(count, -1).copy()}
+        group = np.arange(count, dtype=np.int64) // self.span
+        if self.words:
+            spoken = _words(sample)
+            starts = self._unit_at(np.array([start for _, start, _ in spoken]))
+            group = np.searchsorted(starts, np.arange(count), side="right").astype(np.int64)
+            if self.vocabulary:
+                targets["token"] = self._tokens(spoken, starts, count)
+        return make_units({"mel": unit}, targets=targets, group=group)
+
+    def _unit_at(self, seconds: Array) -> Array:
+        """The units in which moments lie, ``[W]`` int64."""
+        return np.floor(seconds * 100 / self.frames + 1e-6).astype(np.int64)
+
+    def _tokens(self, spoken: Sequence[Word], starts: Array, count: int) -> Array:
+        """First piece of each word at its first unit, -1 elsewhere: ``[N]`` int64."""
+        vocab = vocabulary(self.vocabulary, self.layout)
+        token = np.full(count, -1, np.int64)
+        for (text, _, _), start in zip(spoken, starts, strict=True):
+            pieces = vocab.encode(text)
+            if len(pieces) and start < count:
+                token[start] = pieces[0]
+        return token
 
     def _least(self) -> float:
         """Seconds of one unit: its frames' hops, and what the last window reaches over."""
@@ -105,19 +140,46 @@ class Speech(Modality):
     def blank(self) -> Units:
         """One silent unit."""
         zero = np.zeros((1, self.frames, self.bins), np.float32)
-        return make_units({"mel": zero}, targets={"mel": zero.reshape(1, -1).copy()})
+        targets: dict[str, Array] = {"mel": zero.reshape(1, -1).copy()}
+        targets |= {"token": np.zeros(1, np.int64)} if self.vocabulary else {}
+        return make_units({"mel": zero}, targets=targets)
 
     def longest(self) -> int:
         """Units of ``seconds``."""
         return int(round(self.seconds * 100, 6)) // self.frames
 
     def predictable(self) -> Mapping[str, Target]:
-        """The unit's frames."""
-        return {"mel": Target(dim=self.frames * self.bins, form="vector")}
+        """The unit's frames; the id of the word that begins."""
+        offer = {"mel": Target(dim=self.frames * self.bins, form="vector")}
+        if self.vocabulary:
+            size = vocabulary(self.vocabulary, self.layout).size
+            offer["token"] = Target(dim=size, form="index")
+        return offer
+
+    def identity(self) -> str:
+        """Of the vocabulary, where there is one."""
+        return vocabulary(self.vocabulary, self.layout).identity if self.vocabulary else ""
 
     def embedder(self, width: int) -> SpeechEmbedder:
         """Two strided convolutions over the frames of each unit."""
         return SpeechEmbedder(self, width)
+
+
+def _words(sample: Sample) -> list[Word]:
+    """The json's ``words``, in order of time."""
+    try:
+        listed = json.loads(sample["json"])["words"]
+        found = [(str(text), float(start), float(end)) for text, start, end in listed]
+    except KeyError:
+        raise BadSample("missing field", "json has no 'words': when each word is said") from None
+    except (ValueError, TypeError) as error:
+        raise BadSample(
+            "wrong shape", f"json words: expected [[word, begin, end], …] in seconds ({error})"
+        ) from None
+    times = [t for _, start, end in found for t in (start, end)]
+    if not found or times != sorted(times) or times[0] < 0:
+        raise BadSample("wrong shape", "json words: none, or not one after another in time")
+    return found
 
 
 def decode_sound(data: bytes, name: str, rate: int, seconds: float) -> Array:

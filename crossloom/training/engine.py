@@ -13,6 +13,14 @@ from crossloom.batch import Batch
 Sums = dict[str, dict[str, Tensor]]
 
 
+def add(total: Sums, sums: Sums) -> None:
+    """Take further sums into a total, detached."""
+    for name, meters in sums.items():
+        mine = total.setdefault(name, {})
+        for meter, value in meters.items():
+            mine[meter] = mine[meter] + value.detach() if meter in mine else value.detach()
+
+
 class Engine(Protocol):
     """Runs steps on a model by some means of distribution."""
 
@@ -30,6 +38,9 @@ class Engine(Protocol):
         Returns:
             Local sums, detached; ``"step"`` holds ``"norm"``, the gradient's norm before clipping.
         """
+
+    def evaluate(self, batches: Sequence[Batch]) -> Sums:
+        """Local sums over the batches, without dropout or gradient; nothing changes."""
 
     def state(self) -> dict[str, Tensor]:
         """Everything that must be saved beside the weights, by name."""

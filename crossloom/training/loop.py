@@ -6,8 +6,9 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,9 +21,10 @@ from crossloom.objectives.reconstruct import ReconstructHead
 from crossloom.training import checkpoint
 from crossloom.training.engine import Engine
 from crossloom.training.environment import Environment, peak, workers
+from crossloom.training.held import Held, Losses, paced
 from crossloom.training.meters import Journal, Meters
 from crossloom.training.quarantine import Badness, Quarantine, RunError
-from crossloom.training.recipe import Recipe, RecipeError, from_yaml
+from crossloom.training.recipe import Phase, Recipe, RecipeError, from_yaml, to_yaml
 from crossloom.training.run import (
     RECIPE,
     WEIGHTS,
@@ -127,6 +129,7 @@ def train(
                   "goes on with whatever comes then")  # fmt: skip
     environment.barrier()
     run = _Run(recipe, out, environment, model, engine, badness, stack.fingerprints())
+    run.measured = list(found.notes.get("held", [])) if found else []
     with Stop() as stop:
         try:
             return run.steps(stack, shares, first, stop, display)
@@ -165,6 +168,8 @@ class _Run:
     engine: Engine
     badness: Badness
     data: dict[str, str]
+    measured: list[dict[str, float]] = field(default_factory=list)
+    """Held-out losses by component, of each measurement so far: what a pace follows."""
 
     def steps(
         self,
@@ -178,13 +183,8 @@ class _Run:
         meters = Meters(environment)
         journal = Journal(self.out, first) if environment.main else None
         quarantine = Quarantine(self.out, environment.rank)
-        batches = load(
-            stack,
-            shares,
-            range(first, recipe.steps),
-            workers=workers(recipe.workers, environment.world),
-            pin=environment.device.type == "cuda",
-        )
+        held = Held(recipe, shares, environment) if recipe.held_every else None
+        batches = self._load(stack, shares, first)
         report: dict[str, float] = {}
         step = first
         while step < recipe.steps:
@@ -208,8 +208,16 @@ class _Run:
                 flops=self._flops(mine),
             )
             last = step == recipe.steps or stopping
-            if step % recipe.log_every == 0 or last:
-                report = self._report(meters, journal, step)
+            losses: Losses = {}
+            if held and (step % recipe.held_every == 0 or step == recipe.steps):
+                began = time.perf_counter()
+                losses = held.measure(self.engine, partial(quarantine.add, step))
+                if self._change_pace(step, losses) and not last:
+                    stack = make_stack(self.recipe)
+                    batches = self._load(stack, shares, step)
+                meters.skip(time.perf_counter() - began)
+            if step % recipe.log_every == 0 or last or losses:
+                report = self._report(meters, journal, step, losses)
                 if display and environment.main:
                     display(Progress(step, recipe.steps, report, done=last))
             if step % recipe.save_every == 0 or last:
@@ -222,6 +230,37 @@ class _Run:
             self._finish()
         environment.barrier()
         return report
+
+    def _load(self, stack: Any, shares: Shares, first: int) -> Iterator[list[Batch]]:
+        return load(
+            stack,
+            shares,
+            range(first, self.recipe.steps),
+            workers=workers(self.recipe.workers, self.environment.world),
+            pin=self.environment.device.type == "cuda",
+        )
+
+    def _change_pace(self, step: int, losses: Losses) -> bool:
+        """Note what was measured; record other weights from here on when the pace asks for them."""
+        weights = {n: o.weight for n, o in self.recipe.objectives.items()}
+        self.measured.append(
+            {c: sum(weights[o] * x for o, x in some.items()) for c, some in losses.items()}
+        )
+        if self.recipe.pace is None or step == self.recipe.steps:
+            return False
+        first = {n: c.weight for n, c in self.recipe.mixture.items()}
+        wanted = paced(self.recipe.pace, first, self.measured)
+        past = tuple(p for p in self.recipe.phases if p.step < step)
+        if wanted == (dict(past[-1].weights) if past else first):
+            phases = past
+        else:
+            phases = (*past, Phase(step=step, weights=wanted))
+        changed = phases != self.recipe.phases
+        if changed:
+            self.recipe = replace(self.recipe, phases=phases)
+            if self.environment.main:
+                checkpoint.write_atomically(self.out / RECIPE, to_yaml(self.recipe))
+        return changed
 
     def _counts(self, batches: list[Batch], stop: Stop) -> tuple[dict[str, float], bool]:
         """Global counts by objective; and whether any process was asked to stop.
@@ -236,8 +275,11 @@ class _Run:
         self.badness.settle(bad, seen, ended)
         return dict(zip(names, total, strict=True)), asked > 0
 
-    def _report(self, meters: Meters, journal: Journal | None, step: int) -> dict[str, float]:
+    def _report(
+        self, meters: Meters, journal: Journal | None, step: int, held: Losses
+    ) -> dict[str, float]:
         report = meters.report()
+        report |= {f"held/{c}/{o}/loss": x for c, some in held.items() for o, x in some.items()}
         report["rate"] = self.recipe.optim.rate * self.recipe.schedule.factor(
             step - 1, self.recipe.steps
         )
@@ -280,6 +322,7 @@ class _Run:
             "in_a_row": self.badness.in_a_row,
             "kinds": dict(sum(map(Counter, kinds), Counter())),
             "data": self.data,
+            "held": self.measured,
         }
         try:
             checkpoint.save(

@@ -39,6 +39,10 @@ class Meters:
         for name, number in numbers.items():
             self.numbers[name] += number
 
+    def skip(self, seconds: float) -> None:
+        """Leave time out of the rates: it was spent on something else than training."""
+        self.began += seconds
+
     def report(self) -> dict[str, float]:
         """Means by ``objective/meter`` and rates, over all processes; then a new stretch begins.
 

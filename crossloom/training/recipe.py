@@ -95,6 +95,9 @@ class Component:
     objectives: tuple[str, ...]
     weight: float = 1.0
     """Share of micro-batches, relative to the other components."""
+    held: str | tuple[str, ...] = ""
+    """Shards held back, never trained on: the component's losses on them are measured every
+    ``held_every`` steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,30 @@ class Phase:
     """Steps done when they begin to hold: the step's number in ``shards trace``; at least 1."""
     weights: Mapping[str, float]
     """By component; those left out rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Dynamic stop-and-go (12-in-1, Lu et al., 2020, section 3.3), by loss on held-out shards.
+
+    A component whose loss (weighted sum over its objectives) has not fallen by ``threshold`` for
+    ``patience`` measurements rests: it is drawn with a ``gap``-th of its weight, until its loss
+    rises by ``back`` over its best.
+    """
+
+    patience: int = 2
+    threshold: float = 0.001
+    """Relative."""
+    gap: float = 4.0
+    back: float = 0.005
+    """Relative."""
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or self.threshold < 0 or self.gap < 1 or self.back < 0:
+            raise ValueError(
+                "patience and gap must be at least 1, threshold and back at least 0: "
+                f"{self.patience}, {self.gap}, {self.threshold}, {self.back}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +176,13 @@ class Recipe:
     """Examples that a reader shuffles together."""
     workers: int = -1
     """Loader processes for each training process; -1 to choose by the machine."""
+    held_every: int = 0
+    """Steps between measurements of the losses on the components' held-out shards; 0 for none."""
+    held_steps: int = 8
+    """Batches of a measurement for each component, of the size of a training step; an epoch of the
+    held-out shards at the most."""
+    pace: Pace | None = None
+    """Let components rest that learn no more. What is decided is recorded in ``phases``."""
     log_every: int = 50
     save_every: int = 1000
     keep: int = 2
@@ -174,6 +208,10 @@ class Recipe:
             for name in phase.weights:
                 if name not in self.mixture:
                     raise ValueError(f"phases.{number}.weights: {_unknown(name, self.mixture)}")
+        if self.held_every and not any(c.held for c in self.mixture.values()):
+            raise ValueError("held_every: no component of the mixture has `held` shards")
+        if self.pace and not self.held_every:
+            raise ValueError("pace: follows held-out losses; set held_every, and components' held")
         drawn = {o for c in self.mixture.values() for o in c.objectives}
         if idle := [o for o in self.objectives if o not in drawn]:
             raise ValueError(f"objectives.{idle[0]}: no component of the mixture trains it")

@@ -33,9 +33,7 @@ def make_stack(recipe: Recipe) -> Stack:
     """
     parts = {}
     for name, component in recipe.mixture.items():
-        source = _source(name, component, recipe.data)
-        order = source.order(recipe.seed, recipe.readers, recipe.window, recipe.examples)
-        parts[name] = Part(source=source, order=order, objectives=component.objectives)
+        parts[name] = make_part(name, component, recipe, component.shards)
     mixture = Mixture(
         {n: c.weight for n, c in recipe.mixture.items()},
         seed=recipe.seed,
@@ -43,6 +41,19 @@ def make_stack(recipe: Recipe) -> Stack:
     )
     collator = Collator(recipe.modalities, recipe.objectives, recipe.seed)
     return Stack(parts, mixture, collator, recipe.examples)
+
+
+def make_part(
+    name: str, component: Component, recipe: Recipe, shards: str | tuple[str, ...]
+) -> Part:
+    """A component over some shards: those trained on, or those held back.
+
+    Raises:
+        ShardError: shards are missing, unreadable or empty.
+    """
+    source = _source(name, replace(component, shards=shards), recipe.data)
+    order = source.order(recipe.seed, recipe.readers, recipe.window, recipe.examples)
+    return Part(source=source, order=order, objectives=component.objectives)
 
 
 def uses(recipe: Recipe) -> list[Use]:

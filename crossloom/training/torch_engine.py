@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from crossloom.batch import Batch
-from crossloom.training.engine import Sums
+from crossloom.training.engine import Sums, add
 from crossloom.training.environment import Environment, seed_torch
 from crossloom.training.optim import freeze, make_optimiser
 from crossloom.training.recipe import Recipe
@@ -45,16 +45,26 @@ class TorchEngine:
             sync = nullcontext() if last or self.wrapped is self.model else self.wrapped.no_sync()  # type: ignore[operator]
             with sync:
                 sums = self._backward(batch, counts)
-            for name, meters in sums.items():
-                mine = total.setdefault(name, {})
-                for meter, value in meters.items():
-                    mine[meter] = mine[meter] + value.detach() if meter in mine else value.detach()
+            add(total, sums)
         clip = self.recipe.optim.clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self._average(number)
         total["step"] = {"norm": norm.detach()}
+        return total
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Batch]) -> Sums:
+        """See :class:`~crossloom.training.engine.Engine`."""
+        device = self.environment.device
+        self.model.eval()
+        total: Sums = {}
+        for batch in batches:
+            with torch.autocast(
+                device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"
+            ):
+                add(total, self.model(batch.to(device)))
         return total
 
     def _backward(self, batch: Batch, counts: Mapping[str, float]) -> Sums:

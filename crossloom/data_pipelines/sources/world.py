@@ -20,11 +20,12 @@ def convert(
     dev: int | None = None,
     test: int | None = None,
     speech: int = 200,
+    clips: int = 200,
     shard_size: int = SHARD_SIZE,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Write ``train``, ``dev`` and ``test``, and ``speech-train`` and so on.
+    """Write ``train``, ``dev`` and ``test``, and ``speech-train``, ``clip-train`` and so on.
 
     Args:
         input: ignored; may be None.
@@ -34,6 +35,7 @@ def convert(
         dev: scenes of ``dev``; a twentieth of ``examples``, at least 200, when None.
         test: scenes of ``test``, likewise.
         speech: spoken captions to train on.
+        clips: clips to train on.
         shard_size: scenes a shard.
         overwrite: replace the shards of another world.
         progress: called with (scenes done, scenes in all).
@@ -50,10 +52,12 @@ def convert(
         dev=dev,
         test=test,
         speech=speech,
+        clips=clips,
         shard_size=shard_size,
         overwrite=overwrite,
         progress=progress,
     )
     counts = {split: {"samples": n} for split, n in made.scenes.items() if n}
     counts |= {f"speech-{split}": {"samples": n} for split, n in made.spoken.items() if n}
+    counts |= {f"clip-{split}": {"samples": n} for split, n in made.clips.items() if n}
     return Report("world", counts, {})

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from crossloom.data_pipelines.world import clip
 from crossloom.data_pipelines.world.describe import ANSWERS, describe
 from crossloom.data_pipelines.world.languages import LANGUAGES
 from crossloom.data_pipelines.world.scene import CLASS_NAMES, SPLITS, draw, make_scene, regions
-from crossloom.data_pipelines.world.speech import spoken
+from crossloom.data_pipelines.world.speech import spoken, word_times
 from crossloom.data_pipelines.write import Member, ShardWriter
 from crossloom.units import keyed_rng
 
@@ -28,10 +29,12 @@ class WorldReport:
 
     scenes: dict[str, int]
     spoken: dict[str, int]
+    clips: dict[str, int]
 
     def __str__(self) -> str:
         scenes = ", ".join(f"{n} {s}" for s, n in self.scenes.items())
-        return f"scenes: {scenes}; spoken captions: {sum(self.spoken.values())}"
+        spoken, clips = sum(self.spoken.values()), sum(self.clips.values())
+        return f"scenes: {scenes}; spoken captions: {spoken}; clips: {clips}"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class _Job:
     first: int
     last: int
     seed: int
-    speech: bool
+    kind: str  #: what a sample is: see ``_MAKERS``
 
 
 def write_world(
@@ -56,12 +59,13 @@ def write_world(
     dev: int | None = None,
     test: int | None = None,
     speech: int = 200,
+    clips: int = 200,
     shard_size: int = 1000,
     processes: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> WorldReport:
-    """Write ``out/train-*.tar``, ``dev-*``, ``test-*``, ``speech-*`` and the word lists beside.
+    """Write ``out/train-*.tar``, ``dev-*``, ``test-*``, ``speech-*``, ``clip-*`` and word lists.
 
     The result is a pure function of the arguments, byte for byte.
 
@@ -71,6 +75,7 @@ def write_world(
         seed: of everything drawn.
         dev, test: scenes held back; a twentieth of ``examples``, at least 200, when None.
         speech: spoken captions to train on, and a fifth as many each for dev and test.
+        clips: likewise.
         shard_size: scenes in a shard.
         processes: that draw at a time; as many as there are cores when None.
         overwrite: replace another world in ``out``.
@@ -85,12 +90,13 @@ def write_world(
         "dev": held if dev is None else dev,
         "test": held if test is None else test,
     }
-    voices = {s: speech if s == "train" else speech // 5 for s in SPLITS}
+    voices, films = ({s: n if s == "train" else n // 5 for s in SPLITS} for n in (speech, clips))
     settings = {
         "version": VERSION,
         "seed": seed,
         "scenes": scenes,
         "speech": voices,
+        "clips": films,
         "shard_size": shard_size,
     }
     known = out / "world.json"
@@ -101,11 +107,11 @@ def write_world(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     jobs = [
-        _Job(str(staging), prefix, n, split, first, min(first + shard_size, count), seed, voiced)
-        for voiced, counts in ((False, scenes), (True, voices))
+        _Job(str(staging), prefix, n, split, first, min(first + shard_size, count), seed, kind)
+        for kind, counts in (("", scenes), ("speech", voices), ("clip", films))
         for split, count in counts.items()
         for n, first in enumerate(range(0, count, shard_size))
-        for prefix in [f"speech-{split}" if voiced else split]
+        for prefix in [f"{kind}-{split}" if kind else split]
     ]
     try:
         _run(jobs, processes or os.cpu_count() or 1, progress)
@@ -118,7 +124,7 @@ def write_world(
     (out / "answers.txt").write_text("\n".join(ANSWERS) + "\n", "utf-8")
     (out / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n", "utf-8")
     known.write_text(json.dumps(settings))
-    return WorldReport(scenes, voices)
+    return WorldReport(scenes, voices, films)
 
 
 def _run(
@@ -139,7 +145,7 @@ def _run(
 
 
 def _write_shard(job: _Job) -> int:
-    make = _speech_sample if job.speech else _scene_sample
+    make = _MAKERS[job.kind]
     name = f"{job.prefix}-{job.number:06d}"
     # a writer of one shard in a folder of its own: shards are made side by side
     folder = Path(job.folder) / f".{name}"
@@ -170,5 +176,27 @@ def _speech_sample(seed: int, split: str, number: int) -> tuple[str, dict[str, M
     language = list(LANGUAGES)[int(rng.integers(len(LANGUAGES)))]
     text = describe(scene, seed)["texts"][language][2]
     key = f"speech-{scene.key}"
-    content = {"id": key, "texts": {language: [text]}, "language": language}
+    content = {
+        "id": key, "texts": {language: [text]}, "language": language, "words": word_times(text)
+    }  # fmt: skip
     return key, {"flac": spoken(text, language, int(rng.integers(1000))), "json": content}
+
+
+def _clip_sample(seed: int, split: str, number: int) -> tuple[str, dict[str, Member]]:
+    """The camera's pan over the scene of the same number, with the scene's captions."""
+    scene = make_scene(seed, split, number)
+    features = clip.frames(scene, seed)
+    content = {"id": f"clip-{scene.key}", "texts": describe(scene, seed)["texts"]}
+    members: dict[str, Member] = {
+        "frames.npy": clip.npy(features),
+        "codes.npy": clip.npy(clip.codes_of(features)),
+        "json": content,
+    }
+    return f"clip-{scene.key}", members
+
+
+_MAKERS: dict[str, Callable[[int, str, int], tuple[str, dict[str, Member]]]] = {
+    "": _scene_sample,
+    "speech": _speech_sample,
+    "clip": _clip_sample,
+}

@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from crossloom.units import keyed_rng
+from crossloom.units import Array, keyed_rng
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "moon")
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
@@ -167,6 +167,15 @@ _PARTS = len(SHAPES) + len(COLOURS) + len(SIZES)
 _DIRECTIONS = np.random.Generator(np.random.Philox(key=2021)).normal(size=(_PARTS, FEATURES)) / 2
 
 
+def direction(shape: str, colour: str, size: str) -> Array:
+    """What an object looks like to a network, ``[FEATURES]``: the sum of its parts' directions."""
+    return (
+        _DIRECTIONS[SHAPES.index(shape)]
+        + _DIRECTIONS[len(SHAPES) + COLOURS.index(colour)]
+        + _DIRECTIONS[len(SHAPES) + len(COLOURS) + SIZES.index(size)]
+    )
+
+
 def class_of(thing: Object) -> int:
     """The object's class, 1..36."""
     return 1 + SHAPES.index(thing.shape) * len(COLOURS) + COLOURS.index(thing.colour)
@@ -193,11 +202,7 @@ def regions(scene: Scene, seed: int) -> bytes:
             corners = np.array([x, y, x + 24, y + 24], np.float64)
             probability[0] += 0.8
         else:
-            vector = (
-                _DIRECTIONS[SHAPES.index(thing.shape)]
-                + _DIRECTIONS[len(SHAPES) + COLOURS.index(thing.colour)]
-                + _DIRECTIONS[len(SHAPES) + len(COLOURS) + SIZES.index(thing.size)]
-            )
+            vector = direction(thing.shape, thing.colour, thing.size)
             jitter = rng.normal(size=4) * (1.5 if number >= len(scene.objects) else 0.4)
             corners = np.array(thing.box, np.float64) + jitter
             probability[class_of(thing)] += 0.8

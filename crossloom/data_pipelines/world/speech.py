@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 
@@ -48,6 +49,15 @@ def synthesise(text: str, language: str, seed: int = 0) -> Array:
     wave = 0.5 * wave / max(1e-6, float(np.abs(wave).max()))
     noisy: Array = (wave + rng.normal(size=len(wave)) * 0.003).clip(-1, 1).astype(np.float32)
     return noisy
+
+
+def word_times(text: str) -> list[list[object]]:
+    """Each word with the seconds at which it begins and ends: ``[word, start, end]``."""
+    out: list[list[object]] = []
+    for found in re.finditer(r"\S+", text):
+        start, end = (round(n * _LETTER, 2) for n in found.span())
+        out.append([found.group(), start, end])
+    return out
 
 
 def spoken(text: str, language: str, seed: int = 0) -> bytes:

@@ -8,7 +8,14 @@ import pytest
 from PIL import Image
 
 from crossloom.data_pipelines.shards import open_shards
-from crossloom.data_pipelines.world import ANSWERS, LANGUAGES, describe, make_scene, write_world
+from crossloom.data_pipelines.world import (
+    ANSWERS,
+    LANGUAGES,
+    clip,
+    describe,
+    make_scene,
+    write_world,
+)
 from crossloom.data_pipelines.world.language import Thing
 from crossloom.data_pipelines.world.scene import (
     CLASSES,
@@ -298,12 +305,13 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
             dev=2,
             test=2,
             speech=5,
+            clips=6,
             seed=seed,
             shard_size=5,
             processes=1,
         )
     tars = sorted(p.name for p in (tmp_path / "a").glob("*.tar"))
-    assert len(tars) == 3 + 1 + 1 + 3
+    assert len(tars) == 3 + 1 + 1 + 3 + 4
     same = [(tmp_path / "a" / t).read_bytes() == (tmp_path / "b" / t).read_bytes() for t in tars]
     other = [(tmp_path / "a" / t).read_bytes() == (tmp_path / "c" / t).read_bytes() for t in tars]
     assert all(same)
@@ -311,7 +319,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 
 
 def test_another_world_is_not_overwritten(tmp_path):
-    settings = {"dev": 1, "test": 1, "speech": 0, "processes": 1}
+    settings = {"dev": 1, "test": 1, "speech": 0, "clips": 0, "processes": 1}
     write_world(tmp_path, examples=3, **settings)
     before = {p: p.read_bytes() for p in tmp_path.glob("*.tar")}
     with pytest.raises(ValueError, match="another world is there"):
@@ -327,3 +335,23 @@ def test_a_sample_holds_what_the_page_says(world):
     content = json.loads(sample["json"])
     assert set(content) == {"id", "texts", "statements", "questions", "pairs", "refers", "scene"}
     assert list(content["texts"]) == list(LANGUAGES)
+
+
+def test_a_clip_shows_the_objects_from_left_to_right(world):
+    entries = clip.codebook()
+    for shard in open_shards("clip-train-*.tar", world):
+        for number in range(len(shard.entries)):
+            sample = shard.read(number)
+            features, codes = (np.load(io.BytesIO(sample[f"{n}.npy"])) for n in ("frames", "codes"))
+            assert 7 <= len(features) == len(codes) <= 20
+            seen = [int(c) for n, c in enumerate(codes) if c and (n == 0 or codes[n - 1] != c)]
+            name = shard.entries[number].key.removeprefix("clip-train-")
+            things = sorted(make_scene(0, "train", int(name)).objects, key=lambda o: o.box[:2])
+            wanted = [
+                1 + (SHAPES.index(o.shape) * len(COLOURS) + COLOURS.index(o.colour)) * 2
+                + ("small", "large").index(o.size)
+                for o in things
+            ]  # fmt: skip
+            assert seen == wanted
+            near = [int(((entries - f.astype(float)) ** 2).sum(1).argmin()) for f in features]
+            assert near == codes.tolist()

@@ -1,7 +1,9 @@
 """Speech: features against a transform by hand, decoding, limits, what the embedder shows."""
 
 import io
+import json
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossloom.batch import Stream, ViewBatch
+from crossloom.data_pipelines.shards import open_shards
 from crossloom.modalities.speech import Speech, decode_sound, log_mel, mel_filters, normalise
+from crossloom.modalities.text import vocabulary
 from crossloom.testing import check_modality
 from crossloom.units import BadSample, keyed_rng
 
@@ -233,3 +237,61 @@ def test_hidden_units_show_the_mask_at_their_place():
     expected = embedder.norm(embedder.mask + embedder.position[: len(units)])
     assert torch.allclose(out, expected)
     assert not torch.allclose(out[0], out[1])
+
+
+def spoken_words(words, seconds=1.0):
+    return {"wav": sound(tone(seconds=seconds)), "json": json.dumps({"words": words}).encode()}
+
+
+def test_units_of_a_word_form_a_group_with_the_pause_after_it():
+    # units of 40 ms: the words begin in units 2, 7 and 12; what comes before is a group too
+    words = [["one", 0.08, 0.2], ["two", 0.28, 0.4], ["three", 0.5, 0.9]]
+    units = replace(SPEC, words=True).decode(spoken_words(words), RNG)
+    assert len(units) == 24
+    assert units.group.tolist() == [0] * 2 + [1] * 5 + [2] * 5 + [3] * 12
+
+
+def test_a_hidden_word_is_asked_for_its_first_piece(world):
+    path = str(world / "tokenizer.model")
+    spec = replace(SPEC, words=True, vocabulary=path)
+    words = [["small", 0.0, 0.2], ["star", 0.28, 0.4], ["late", 7.0, 8.0]]
+    units = spec.decode(spoken_words(words), RNG)
+    vocab = vocabulary(path, "own")
+    wanted = {0: vocab.encode("small")[0], 7: vocab.encode("star")[0]}
+    token = units.targets["token"]
+    assert {n: int(t) for n, t in enumerate(token) if t >= 0} == wanted
+    assert spec.predictable()["token"].dim == vocab.size
+    assert spec.identity() == vocab.identity
+    check_modality(spec, spoken_words(words))
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"{}", "missing field"),
+        (b"{", "wrong shape"),
+        (b'{"words": []}', "wrong shape"),
+        (b'{"words": [["a", 0.3, 0.2]]}', "wrong shape"),
+        (b'{"words": [["a", -0.1, 0.2]]}', "wrong shape"),
+        (b'{"words": ["a"]}', "wrong shape"),
+    ],
+)
+def test_words_without_times_are_bad_samples(content, kind):
+    with pytest.raises(BadSample) as error:
+        replace(SPEC, words=True).decode({"wav": sound(tone()), "json": content}, RNG)
+    assert error.value.kind == kind
+
+
+def test_the_worlds_words_are_where_they_sound(world):
+    shard = open_shards("speech-train-*.tar", world)[0]
+    sample = shard.read(0)
+    wave = decode_sound(sample["flac"], "flac", 16000, 20.0)
+    words = json.loads(sample["json"])["words"]
+    loud = [np.abs(wave[int(a * 16000) : int(b * 16000)]).mean() for _, a, b in words]
+    between = [
+        np.abs(wave[int(b * 16000) : int(c * 16000)]).mean()
+        for (_, _, b), (_, c, _) in pairwise(words)
+    ]
+    assert min(loud) > 3 * max(between)
+    text = next(iter(json.loads(sample["json"])["texts"].values()))[0]
+    assert " ".join(w for w, _, _ in words) == text

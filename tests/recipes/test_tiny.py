@@ -1,0 +1,64 @@
+"""Every small recipe trains on a handful of scenes: each of its losses falls, and it resumes."""
+
+import shutil
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+
+from crossloom.data_pipelines.shards import open_shards
+from crossloom.data_pipelines.tokenizer import train as train_tokenizer
+from crossloom.data_pipelines.world import write_world
+from crossloom.plugins import listed
+from crossloom.training import checkpoint
+from crossloom.training.environment import start
+from crossloom.training.loop import train
+from crossloom.training.meters import read_journal
+from crossloom.training.optim import Optim
+from crossloom.training.recipe import load_recipe
+from crossloom.training.schedule import Schedule
+
+STEPS, LINES = 120, 10
+TINY = [p.name for p in listed("recipe") if p.name.endswith("-tiny")]
+
+
+@pytest.fixture(scope="session")
+def handful(tmp_path_factory):
+    """Sixteen scenes (and spoken captions, and clips): few enough to be learned by heart."""
+    out = tmp_path_factory.mktemp("handful")
+    write_world(out, examples=16, dev=2, test=2, speech=16, clips=16, shard_size=16, processes=1)
+    train_tokenizer(open_shards("train-*.tar", out), out / "tokenizer.model", size=400, coverage=1)
+    return out
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_loss_falls_and_the_run_resumes(name, handful, tmp_path):
+    recipe = load_recipe(name)
+    recipe = replace(
+        recipe, data=str(handful), steps=STEPS, examples=min(recipe.examples, 8), micro=1,
+        fused=0, workers=0, log_every=STEPS // LINES, save_every=STEPS // 4 * 3, keep=9,
+        held_every=0, pace=None, phases=(), optim=Optim(rate=2e-3, clip=1.0),
+        schedule=Schedule(shape="constant", warmup=10),
+    )  # fmt: skip
+    environment = start("cpu")
+    train(recipe, tmp_path / "run", environment)
+    journal = read_journal(tmp_path / "run" / "metrics.jsonl")
+    for objective in recipe.objectives:
+        losses = [x[f"{objective}/loss"] for x in journal if f"{objective}/loss" in x]
+        assert len(losses) >= 4, f"{objective} is hardly ever drawn"
+        third = max(1, len(losses) // 3)
+        assert fmean(losses[-third:]) < 0.98 * fmean(losses[:third]), (objective, losses)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / checkpoint_of(tmp_path / "run", STEPS))
+    last = (tmp_path / "run" / "model.safetensors").read_bytes()
+    (tmp_path / "run" / "model.safetensors").unlink()
+    train(recipe, tmp_path / "run", environment, resume=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == last
+
+
+def checkpoint_of(run, step):
+    (found,) = (
+        p.name
+        for p in checkpoint.checkpoints(run / "checkpoints")
+        if int(p.name.split("-")[1]) == step
+    )
+    return found

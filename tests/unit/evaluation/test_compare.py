@@ -1,0 +1,95 @@
+"""Systems side by side: what counts as one system, and its figures over seeds."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from crossloom.evaluation.compare import compare, plot, table, write_comparison
+from crossloom.testing.recipes import tiny_recipe
+from crossloom.training.recipe import RecipeError, to_yaml
+
+
+def tuned(folder, recipe, accuracy, *, seed=0, start="before", settings=None):
+    """A fine-tuned run as evaluation leaves it."""
+    (folder / "results").mkdir(parents=True)
+    recipe = replace(recipe, name=f"{recipe.name}-vqa", seed=seed, start=start)
+    (folder / "recipe.yaml").write_text(to_yaml(recipe))
+    known = {"task": "vqa", "settings": settings or {"pool": "first"}, "assignments": []}
+    (folder / "task.json").write_text(json.dumps(known))
+    (folder / "results" / "vqa.json").write_text(json.dumps({"metrics": {"accuracy": accuracy}}))
+    (folder / "results" / "vqa.records.jsonl").write_text("")
+    return folder
+
+
+@pytest.fixture
+def recipe(world):
+    return tiny_recipe(world)
+
+
+def test_mean_and_spread_are_over_seeds(recipe, tmp_path):
+    runs = [tuned(tmp_path / f"a{n}", recipe, v, seed=n) for n, v in enumerate((0.5, 0.7, 0.9))]
+    (score,) = compare(runs)
+    assert (score.system, score.seeds, score.values) == ("tiny", (0, 1, 2), (0.5, 0.7, 0.9))
+    assert score.mean == pytest.approx(0.7)
+    assert score.spread == pytest.approx(0.2)  # sqrt((0.04 + 0 + 0.04) / 2)
+    assert table([score]) == (
+        ["system", "seeds", "vqa: accuracy"],
+        [["tiny", "3", "0.700 ± 0.200"]],
+    )
+
+
+def test_a_single_seed_has_no_spread(recipe, tmp_path):
+    (score,) = compare([tuned(tmp_path / "a", recipe, 0.25)])
+    assert score.spread is None
+    assert score.told == "0.250"
+
+
+def test_fresh_weights_and_other_settings_are_other_rows(recipe, tmp_path):
+    scores = compare(
+        [
+            tuned(tmp_path / "a", recipe, 0.8),
+            tuned(tmp_path / "b", recipe, 0.4, start=""),
+            tuned(tmp_path / "c", replace(recipe, name="other"), 0.6),
+            tuned(tmp_path / "d", recipe, 0.7, settings={"pool": "mean"}),
+        ]
+    )
+    rows = table(scores)[1]
+    assert rows == [
+        ["tiny (a)", "1", "0.800"],
+        ["tiny, from scratch", "1", "0.400"],
+        ["other", "1", "0.600"],
+        ["tiny (d)", "1", "0.700"],
+    ]
+
+
+def test_runs_are_found_beside_the_one_they_were_tuned_from(recipe, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(to_yaml(recipe))
+    tuned(tmp_path / "run-vqa", recipe, 0.5)
+    assert [s.values for s in compare([run])] == [(0.5,)]
+
+
+def test_what_cannot_be_compared_is_said(recipe, tmp_path):
+    a, b = (tuned(tmp_path / n, recipe, 0.5) for n in "ab")
+    with pytest.raises(RecipeError, match=r"a and .*b: the same recipe with the same seed"):
+        compare([a, b])
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "recipe.yaml").write_text(to_yaml(recipe))
+    with pytest.raises(RecipeError, match="bare: nothing fine-tuned"):
+        compare([bare])
+
+
+def test_the_page_holds_every_figure(recipe, tmp_path):
+    runs = [tuned(tmp_path / f"a{n}", recipe, v, seed=n) for n, v in enumerate((0.5, 0.7))]
+    scores = compare([*runs, tuned(tmp_path / "b", recipe, 0.31, start="")])
+    page = tmp_path / "out" / "page.html"
+    write_comparison(scores, page)
+    text = page.read_text()
+    assert "0.600 ± 0.141" in text
+    assert "0.310" in text
+    assert text.count("<svg") == len(plot(scores)) == 1
+    figures = json.loads(page.with_suffix(".json").read_text())
+    assert [f["mean"] for f in figures] == [pytest.approx(0.6), pytest.approx(0.31)]

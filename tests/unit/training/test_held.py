@@ -1,0 +1,147 @@
+"""Losses on data held back, and components that rest when they learn no more."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from crossloom.data_pipelines.loader import Shares
+from crossloom.testing.processes import run_ranks
+from crossloom.testing.recipes import tiny_recipe
+from crossloom.training.environment import start
+from crossloom.training.held import Held, paced
+from crossloom.training.loop import train
+from crossloom.training.meters import read_journal
+from crossloom.training.recipe import Pace, from_yaml
+from crossloom.training.run import make_model
+from crossloom.training.torch_engine import TorchEngine
+
+CPU = start("cpu")
+
+
+def with_held(world, **changes):
+    recipe = tiny_recipe(world, contrast=True)
+    mixture = {n: replace(c, held="dev-*.tar") for n, c in recipe.mixture.items()}
+    return replace(recipe, mixture=mixture, held_every=4, held_steps=2, **changes)
+
+
+def curve(folder):
+    found = read_journal(folder / "metrics.jsonl")
+    return {x["step"]: {k: v for k, v in x.items() if k.startswith("held/")} for x in found}
+
+
+def test_losses_are_the_models_own_on_the_held_shards(world):
+    recipe = with_held(world)
+    engine = TorchEngine(make_model(recipe.located()), recipe, CPU)
+    held = Held(recipe.located(), Shares(recipe.micro), CPU)
+    found = held.measure(engine, lambda _: None)
+    assert set(found) == {"captions", "translations"}
+    assert set(found["captions"]) == {"mlm", "mrc", "mrfr", "itm", "itc"}
+    # again, written out: every batch by itself, losses over their slots
+    stack = held.stacks["translations"]
+    total = slots = 0.0
+    engine.model.eval()
+    for number in range(2 * recipe.micro):
+        batch = stack.micro(number)
+        assert all(k.startswith("dev-") for k in batch.keys)
+        with torch.no_grad():
+            total += float(engine.model(batch.to("cpu"))["tlm"]["loss"])
+        slots += batch.counts["tlm"]
+    assert found["translations"]["tlm"] == pytest.approx(total / slots, rel=1e-5)
+
+
+def test_measuring_changes_nothing_of_the_training(world, tmp_path):
+    for name, recipe in (
+        ("with", with_held(world)),
+        ("without", tiny_recipe(world, contrast=True)),
+    ):
+        recipe = replace(recipe, plan=replace(recipe.plan, dropout=0.1))
+        train(recipe, tmp_path / name, CPU)
+    one, other = (tmp_path / n / "model.safetensors" for n in ("with", "without"))
+    assert one.read_bytes() == other.read_bytes()
+    assert [s for s, x in curve(tmp_path / "with").items() if x] == [4, 8, 12]
+
+
+def run(world, out):
+    from pathlib import Path
+
+    train(replace(with_held(Path(world)), log_every=4), Path(out), start("cpu"))
+
+
+@pytest.mark.distributed
+def test_two_processes_measure_what_one_does(world, tmp_path):
+    run(str(world), str(tmp_path / "one"))
+    run_ranks(2, run, str(world), str(tmp_path / "two"))
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert one[12]
+    for step, losses in one.items():
+        assert two[step] == pytest.approx(losses, abs=1e-4)
+
+
+def test_bad_samples_among_those_held_back_are_listed(world, tmp_path):
+    import shutil
+    import tarfile
+
+    folder = tmp_path / "world"
+    shutil.copytree(world, folder)
+    for index in folder.glob("*.index.json"):
+        index.unlink()
+    with tarfile.open(folder / "dev-000000.tar") as tar:
+        at = next(m for m in tar if m.name.endswith(".npz")).offset_data
+    with open(folder / "dev-000000.tar", "r+b") as file:
+        file.seek(at)
+        file.write(b"nothing" * 40)
+    recipe = replace(with_held(folder), held_steps=100, micro=1)
+    train(recipe, tmp_path / "run", CPU)
+    assert "dev-0000000" in (tmp_path / "run" / "quarantine.jsonl").read_text()
+
+
+def histories(*losses):
+    return [{"a": x, "b": 1.0 / (n + 1)} for n, x in enumerate(losses)]
+
+
+def test_a_component_rests_after_its_patience_and_returns_when_it_gets_worse():
+    pace = Pace(patience=2, threshold=0.01, gap=4, back=0.1)
+    weights = {"a": 2.0, "b": 1.0, "c": 3.0}
+
+    def a(*losses):
+        found = paced(pace, weights, histories(*losses))
+        assert (found["b"], found["c"]) == (1.0, 3.0)  # one still learns, one is not measured
+        return found["a"]
+
+    assert a() == 2.0
+    assert a(5.0, 4.0, 3.99) == 2.0  # once without progress of 1 %
+    assert a(5.0, 4.0, 3.99, 4.1) == 0.5  # twice
+    assert a(5.0, 4.0, 3.99, 4.1, 4.3) == 0.5  # worse, but not by a tenth
+    assert a(5.0, 4.0, 3.99, 4.1, 4.5) == 2.0  # by more than a tenth: back
+    assert a(5.0, 4.0, 3.99, 4.1, 4.5, 4.6, 4.5) == 0.5  # and to rest again
+    assert a(5.0, 4.0, 3.99, 4.1, 3.0) == 0.5  # better while it rests: it stays at rest
+
+
+def test_what_a_pace_decides_is_recorded_and_a_resumed_run_decides_alike(world, tmp_path):
+    import shutil
+
+    from crossloom.training import checkpoint
+
+    # nothing can learn so much: after the second measurement all rest, but those at rest already
+    recipe = with_held(world, pace=Pace(patience=1, threshold=0.99), steps=16, save_every=4, keep=9)
+    train(recipe, tmp_path / "whole", CPU)
+    found = from_yaml(tmp_path / "whole" / "recipe.yaml").phases
+    assert [p.step for p in found] == [8]
+    assert found[0].weights == {"captions": 0.5, "translations": 0.25}
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    (tmp_path / "again" / "model.safetensors").unlink()
+    for path in checkpoint.checkpoints(tmp_path / "again" / "checkpoints"):
+        if int(path.name.split("-")[1]) > 4:
+            shutil.rmtree(path)
+    train(recipe, tmp_path / "again", CPU, resume=True)
+    assert from_yaml(tmp_path / "again" / "recipe.yaml").phases == found
+    one, other = (tmp_path / n / "model.safetensors" for n in ("whole", "again"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_pace_without_anything_to_follow_is_refused(world):
+    with pytest.raises(ValueError, match="set held_every"):
+        replace(tiny_recipe(world), pace=Pace())
+    with pytest.raises(ValueError, match="no component of the mixture has `held` shards"):
+        replace(tiny_recipe(world), held_every=5)
