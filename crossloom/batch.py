@@ -73,6 +73,12 @@ class ViewBatch:
     streams: Mapping[str, Stream]
     apart: bool = False  #: True: units read their own stream only, whatever the plan says
     causal: tuple[str, ...] = ()  #: streams whose units read no later unit of their own stream
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: by stream, at most these
+
+    def readable(self, reader: str, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the named streams that a stream may read here; absent ones are left out."""
+        allowed = (reader,) if self.apart else self.reads.get(reader, names)
+        return tuple(n for n in names if n in self.streams and n in allowed)
 
     @property
     def examples(self) -> int:
@@ -202,13 +208,14 @@ class Encoded:
         """States ``[K, D]`` of chosen units."""
         return self.states[stream].index_select(0, index)
 
-    def anchor(self, stream: str) -> Tensor:
-        """State ``[E, D]`` of each example's first unit; zero where an example has none."""
+    def anchor(self, stream: str, last: bool = False) -> Tensor:
+        """State ``[E, D]`` of each example's first (or last) unit; zero where it has none."""
         state, flat = self.states[stream], self.view.streams[stream]
         if len(state) == 0:
             return state.new_zeros(len(flat.length), state.shape[1])
-        first = state.index_select(0, flat.start.clamp(max=len(state) - 1))
-        return first * (flat.length > 0).unsqueeze(1).to(first.dtype)
+        place = flat.start + (flat.length - 1).clamp(min=0) if last else flat.start
+        chosen = state.index_select(0, place.clamp(max=len(state) - 1))
+        return chosen * (flat.length > 0).unsqueeze(1).to(chosen.dtype)
 
     def mean(self, stream: str) -> Tensor:
         """Mean state ``[E, D]`` over each example's units; zero where an example has none."""

@@ -387,6 +387,42 @@ def evaluate(
         console.print(f"{len(result.defects)} bad samples, listed in {run}/results/{task}.json")
 
 
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="Folder with config.json, or an id of the Hub")],
+    assignments: Assignments = None,
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/imported"),
+) -> None:
+    """Read a published checkpoint as a run: start from it, fine-tune it, evaluate it."""
+    from crossloom.interop.exchange import import_checkpoint
+
+    done = import_checkpoint(source, out, assignments or [])
+    _told("start afresh", done.fresh)
+    _told("left out", done.left_out)
+    console.print(f"{done.family}: run in {done.folder}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory")],
+    to: Annotated[str, typer.Option(help="transformers, open_clip or safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    family: Annotated[str, typer.Option(help="When several fit: bert, clip, …")] = "",
+) -> None:
+    """Write a run's model so that another library loads it."""
+    from crossloom.interop.exchange import export_run
+
+    done = export_run(run, to, out, family)
+    _told("left out", done.left_out)
+    console.print(f"{done.family}: wrote {done.folder}")
+
+
+def _told(what: str, names: tuple[str, ...]) -> None:
+    if names:
+        some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        console.print(f"{len(names)} weights {what}: {some}", markup=False, soft_wrap=True)
+
+
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],

@@ -41,7 +41,7 @@ class Fate(IntEnum):
 
     KEEP = 0  #: untouched, not predicted
     HIDE = 1  #: replaced by the modality's mask, predicted
-    SWAP = 2  #: replaced by another value, predicted (discrete units only)
+    SWAP = 2  #: replaced by another value, predicted (discrete units, regions)
     SHOW = 3  #: left visible, predicted
 
 
@@ -51,6 +51,9 @@ class Passage:
 
     language: str
     text: str
+    refers: tuple[tuple[int, int, int], ...] = ()
+    """(first character, one past the last, region): words that refer to a region of the image, by
+    its number in the sample."""
 
 
 @dataclass(frozen=True, kw_only=True)

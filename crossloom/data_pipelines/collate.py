@@ -64,8 +64,32 @@ def exhibit(
         else:
             fate[stream] = draw_fates(these, hide, rng)
             content[stream] = modalities[stream].substitute(these, fate[stream], rng)
+            if modalities[stream].swapped and (fate[stream] == Fate.SWAP).any():
+                strangers = [o.units[stream] for o in others if o.sample != example.sample]
+                names = modalities[stream].swapped
+                content[stream] = _swap(content[stream], fate[stream], names, strangers, rng)
     shown = Shown(key=example.key, units=units, fate=fate, matched=matched, labels=example.labels)
     return Exhibit(shown, content)
+
+
+def _swap(
+    content: Mapping[str, Array],
+    fate: Array,
+    names: tuple[str, ...],
+    strangers: Sequence[Units],
+    rng: np.random.Generator,
+) -> Mapping[str, Array]:
+    """Content in which swapped units take theirs from random units of other examples.
+
+    Where there is no other example to take from, they stay as they are.
+    """
+    new = {name: content[name].copy() for name in names}
+    for place in np.flatnonzero(fate == Fate.SWAP) if strangers else ():
+        other = strangers[int(rng.integers(len(strangers)))]
+        unit = int(rng.choice(np.flatnonzero(other.maskable))) if other.maskable.any() else 0
+        for name in names:
+            new[name][place] = other.content[name][unit]
+    return {**content, **new}
 
 
 def exhibits(
@@ -177,7 +201,9 @@ class Collator:
                 fates == Fate.HIDE,
                 np.array([len(u) for u in units], np.int64),
             )
-        return ViewBatch(streams=streams, apart=view.apart, causal=view.causal)
+        return ViewBatch(
+            streams=streams, apart=view.apart, causal=view.causal, reads=dict(view.reads)
+        )
 
     def _blank_view(self, view: View) -> ViewBatch:
         """One example of blank units: every module takes part in every step."""

@@ -115,7 +115,7 @@ def _facts(run: Path, recipe: Recipe, journal: Sequence[dict[str, Any]]) -> list
     width = max(recipe.plan.widths.values())
     facts = [
         ("parameters", f"{sum(w.numel() for w in weights.values()) / 1e6:.2f} M"),
-        ("layers × width", f"{len(recipe.plan.layers)} × {width}"),
+        ("layers × width", f"{len({n for n, _ in recipe.plan.blocks})} × {width}"),
         ("steps", f"{recipe.steps:,}"),
         ("examples a step", f"{recipe.examples * recipe.micro}"),
     ]

@@ -35,9 +35,24 @@ class Target:
 class Embedder(nn.Module, ABC):
     """Turns the units of a stream into vectors."""
 
+    looks_at: tuple[str, ...] = ()
+    """Other streams of the view whose content the embedding of this one uses: an image's feature
+    on its caption's words. Where there are any, ``forward`` is given a second argument, those of
+    them that are in the view and may be read there, by name; hidden content stays out of use."""
+
     @abstractmethod
     def forward(self, stream: Stream) -> Tensor:
         """Vectors ``[N, width]``. Where ``stream.hidden``, the content must not be used."""
+
+    def borrow(self, embedders: Mapping[str, Embedder]) -> None:
+        """Take what this embedder shares with others of the model (a norm, a table); here none.
+
+        Called once, after all are made. What is borrowed must not be registered as a submodule:
+        each parameter has one owner, so that it is saved and counted once.
+
+        Raises:
+            ValueError: what is to be shared does not exist.
+        """
 
     def tied(self, target: str) -> Tensor | None:
         """A weight ``[dim, width]`` that a head may share for a target, or None (the default)."""
@@ -75,6 +90,10 @@ class Modality(ABC):
     def predictable(self) -> Mapping[str, Target]:
         """The targets on offer, by name; they are keys of ``Units.targets``."""
         return {}
+
+    swapped: ClassVar[tuple[str, ...]] = ()
+    """Content that swapped units take from a random unit of another example of the micro-batch,
+    for continuous modalities (LXMERT's regions); by name."""
 
     def substitute(
         self, units: Units, fate: Array, rng: np.random.Generator

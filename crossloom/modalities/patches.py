@@ -64,6 +64,14 @@ class Patches(Modality):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of the channels, in 0..1 (ImageNet's; write :data:`CLIP_MEAN` for towers of CLIP)."""
     deviation: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    affine: bool = True
+    """A bias in the linear layer over pixels."""
+    norm: bool = True
+    """A layer norm over the embedding of a linear layer's patches; CLIP has it, other pre-norm
+    towers leave it to the Transformer."""
+    marked: bool = False
+    """A learned vector added to every unit last, which says that it is of a picture (the modality
+    type of single-stream models without a norm over the sum)."""
     max_pixels: int = 100_000_000
     """Larger pictures are refused before they are decoded."""
     dropout: float = 0.0
@@ -107,9 +115,11 @@ class Patches(Modality):
         )
 
     def _member(self, sample: Sample) -> tuple[bytes, str]:
-        names: tuple[str, ...] = EXTENSIONS if self.field == "image" else (self.field,)
-        if self.field.isdecimal():
-            names = tuple(f"{self.field}.{extension}" for extension in EXTENSIONS)
+        names: tuple[str, ...] = (self.field,)  # which callers who have no file name use
+        if self.field == "image":
+            names = (*EXTENSIONS, *names)
+        elif self.field.isdecimal():
+            names = (*(f"{self.field}.{extension}" for extension in EXTENSIONS), *names)
         for name in names:
             if name in sample:
                 return sample[name], name
@@ -152,10 +162,11 @@ class PatchEmbedder(Embedder):
         super().__init__()
         count = (spec.size // spec.patch) ** 2
         self.summary = nn.Parameter(torch.zeros(width)) if spec.summary else None
-        self.pixels = nn.Linear(3 * spec.patch**2, width)
+        self.pixels = nn.Linear(3 * spec.patch**2, width, bias=spec.affine)
         self.mask = nn.Parameter(torch.zeros(width))
         self.position = nn.Embedding(count + int(spec.summary), width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width) if spec.norm else nn.Identity()
+        self.mark = nn.Parameter(torch.zeros(width)) if spec.marked else None
         self.dropout = nn.Dropout(spec.dropout)
         self.register_buffer("mean", torch.tensor(spec.mean) * 255, persistent=False)
         self.register_buffer("deviation", torch.tensor(spec.deviation) * 255, persistent=False)
@@ -167,7 +178,8 @@ class PatchEmbedder(Embedder):
         x = torch.where(stream.hidden[:, None], self.mask, x)
         if self.summary is not None:
             x = torch.where((stream.position == 0)[:, None], self.summary, x)
-        return self.dropout(self.norm(x + self.position(stream.position)))
+        x = self.dropout(self.norm(x + self.position(stream.position)))
+        return x if self.mark is None else x + self.mark
 
 
 @dataclass(frozen=True)

@@ -3,49 +3,83 @@
 The member is an ``npz`` with ``features`` (float ``[R, F]``), ``boxes`` (float ``[R, 4]``, x1, y1,
 x2, y2 in pixels), ``size`` (``[2]``, width and height in pixels) and, where classes are predicted,
 ``probabilities`` (float ``[R, C]``, class 0 = background) or ``labels`` (int ``[R]``), or both.
+Optional: ``confidence`` (float ``[R]``, of the label), ``attributes`` (int ``[R]``, negative for
+none) and ``attribute_confidence`` (float ``[R]``).
+
+How published systems embed a region, in the fields of :class:`Regions` (``feature`` and ``box`` are
+linear layers, LN a layer norm):
+
+=============  =========================================================================
+UNITER         LN(LN(feature) + LN(box 7) + row 1 of the text's segment table)
+LXMERT         (LN(feature) + LN(box 4)) / 2
+ViLBERT        LN(feature + box 5), the whole image first
+VisualBERT     LN(feature + own position row + own segment row), the text's LN; no box
+VL-BERT        LN(LN(relu(feature and waves of the box)) + word + the text's rows), the text's LN
+Oscar          one layer for feature and box 6, no LN
+VLP            LN(relu(relu(feature)) + relu(box 5, confidence, classes) + segment), the text's LN
+Unicoder-VL    LN(feature + box 5 + word + segment), the text's LN
+ImageBERT      LN(feature + box 5 + segment + one position row), the text's LN
+=============  =========================================================================
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossloom.batch import Stream
 from crossloom.modalities.modality import Embedder, Modality, Target
 from crossloom.units import Array, BadSample, Sample, Units, make_units
 
-Norm = Literal["norm_of_norms", "mean_of_norms", "norm_of_sum"]
+Norm = Literal["norm_of_norms", "mean_of_norms", "norm_of_sum", "none"]
+Activation = Literal["none", "relu", "tanh"]
+Part = Literal["norm", "segment", "position"]
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+}
+#: Wavelengths of each of the four numbers of a box in VL-BERT, and their base.
+_WAVES, _WAVE_BASE = 256, 1000
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Regions(Modality):
     """Detector features with boxes.
 
     Content: ``feature`` (float32 ``[N, F]``), ``box`` (float32 ``[N, box]``, in 0..1).
     Targets: ``feature`` (vector), ``class`` (index: the label where there are labels, else the most
-    probable class but background, as UNITER's MRC does), ``classes`` (distribution).
+    probable class but background, as UNITER's MRC does), ``classes`` (distribution), ``attribute``
+    (index). Beside them, float32 ``[N]`` in 0..1 to weigh losses with: ``confidence`` of the class
+    (the detector's, else the class's probability) and ``attribute_confidence`` (else 1).
     """
 
     kind: ClassVar[str] = "regions"
+    swapped: ClassVar[tuple[str, ...]] = ("feature",)
     field: str = "regions.npz"
     features: int = 2048
     """Size F of a feature vector."""
     classes: int = 1601
     """Number C of classes, background (0) included; 0 when none are to be predicted."""
-    box: Literal[4, 5, 7] = 7
+    attributes: int = 0
+    """Number of attributes, as the array numbers them; 0 when none are to be predicted."""
+    box: Literal[0, 4, 5, 6, 7, "waves"] = 7
     """Numbers that encode a box, all in shares of width and height: 4 corners (LXMERT); 5 with the
-    share of area (ViLBERT); 7 with width, height and their product (UNITER)."""
+    share of area (ViLBERT); 6 with width and height (Oscar); 7 with their product too (UNITER);
+    sines and cosines of centre, width and height in per cent, 512 each (``waves``, VL-BERT, section
+    3.2); 0 for no box (VisualBERT)."""
     limit: int = 36
     """Most regions used, the first ones."""
     overlap: float = 0.5
@@ -56,11 +90,50 @@ class Regions(Modality):
     image, its feature the mean of the regions that are *not* hidden, which the embedder takes. A
     mean taken before hiding would tell what is hidden (as it does in VOLTA)."""
     norm: Norm = "norm_of_norms"
-    """How feature and box are joined: norm of the sum of both normed (UNITER), mean of both normed
-    (LXMERT), norm of their sum (ViLBERT)."""
+    """How feature and box are normed: norm of the sum of both normed (UNITER), mean of both normed
+    (LXMERT), norm of their sum (ViLBERT), not at all (Oscar)."""
+    join: Literal["sum", "concat"] = "sum"
+    """A linear layer each and their sum, or one layer over both end to end (Oscar, VL-BERT)."""
+    hidden: int = 0
+    """Width of a first layer on the feature alone (VLP: the detector's last); 0 for none."""
+    activation: Activation = "none"
+    """After each of these linear layers (VL-BERT, VLP: relu; B2T2: tanh)."""
+    chances: bool = False
+    """Show the detector's class probabilities and the highest of them beside the box, each of both
+    normed without parameters (VLP); a hidden region shows none."""
+    gain: float = 1.0
+    """Start of the gain of the feature's norm (VL-BERT: 0, so that training starts from BERT)."""
+    mask: Literal["learned", "zero"] = "learned"
+    """The feature of a hidden region: a learned vector, zeros at the start (UNITER, VL-BERT), or
+    zeros (ViLBERT, LXMERT, Unicoder-VL)."""
+    word: bool = False
+    """Add a learned vector that says "region", another where it is hidden (VL-BERT's ``[IMG]``)."""
+    segments: int = 0
+    """Rows of a table of segments of its own; 0 for none."""
+    segment: int = 0
+    """Row that regions take in the table of segments."""
+    positions: int = 0
+    """Rows of a table of positions of its own, of which all regions take the first (VisualBERT,
+    ImageBERT); 0 for none."""
+    lent: Mapping[Part, str] = dataclasses.field(default_factory=dict)
+    """Parts that are another stream's, by part: ``{norm: text}`` for one last norm for words and
+    regions, ``segment`` for a row of its table, ``position`` for its table's row after its last
+    unit (VL-BERT)."""
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        joined = self.join == "sum" and self.box != 0
+        if self.norm == "mean_of_norms" and not joined:
+            raise ValueError("norm mean_of_norms needs a box, and join: sum")
+        if self.chances and not (self.classes and joined):
+            raise ValueError("chances needs classes, a box, and join: sum")
+        if "norm" in self.lent and self.norm not in ("norm_of_norms", "norm_of_sum"):
+            raise ValueError(f"lent: norm {self.norm} has no last norm that could be lent")
+        for part, rows in (("segment", self.segments), ("position", self.positions)):
+            if part in self.lent and rows:
+                raise ValueError(f"{part}s is {rows}, but lent says that the table is another's")
+        if self.segments and not 0 <= self.segment < self.segments:
+            raise ValueError(f"segment {self.segment} is no row of a table of {self.segments}")
         if self.features < 1 or self.limit < 1:
             raise ValueError(f"features {self.features} and limit {self.limit} must be at least 1")
         if self.classes < 0 or self.classes == 1:
@@ -94,6 +167,8 @@ class Regions(Modality):
         targets: dict[str, Array] = {"feature": feature.copy()}
         if self.classes:
             targets |= self._classes(arrays, len(arrays["features"]))
+        if self.attributes:
+            targets |= self._attributes(arrays, len(arrays["features"]))
         group = overlap_groups(corners, self.overlap)
         maskable = np.ones(len(feature), bool)
         if self.overall:
@@ -102,9 +177,13 @@ class Regions(Modality):
             corners = _prepend(np.array([0, 0, 1, 1], np.float32), corners)
             group, maskable = _prepend(0, group + 1), _prepend(False, maskable)
             first: dict[str, Any] = {k: v.mean(0) for k, v in targets.items() if v.ndim == 2}
+            first |= {k: 0 for k, v in targets.items() if v.ndim == 1 and v.dtype.kind == "f"}
             targets = {k: _prepend(first.get(k, -1), v) for k, v in targets.items()}
+        content = {"feature": feature, "box": _encode(corners, self.box)}
+        if self.chances:
+            content["classes"] = targets["classes"].copy()
         return make_units(
-            {"feature": feature, "box": _encode(corners, self.box)},
+            content,
             targets=targets,
             maskable=maskable,
             group=group,
@@ -157,7 +236,34 @@ class Regions(Modality):
             label = chance[:, 1:].argmax(1).astype(np.int64) + 1
         if chance is None:
             chance = np.eye(self.classes, dtype=np.float32)[label]
-        return {"class": label, "classes": chance}
+        sure = chance[np.arange(len(label)), label]
+        sure = self._confidence(arrays, "confidence", count, sure)
+        return {"class": label, "classes": chance, "confidence": sure}
+
+    def _attributes(self, arrays: Mapping[str, Array], count: int) -> dict[str, Array]:
+        label = self._array(arrays, "attributes", (count,))[: self.limit].astype(np.int64)
+        if label.max() >= self.attributes:
+            raise BadSample(
+                "wrong shape",
+                f"{self.field}: attributes are {label.min()}..{label.max()}; "
+                f"expected less than {self.attributes}",
+            )
+        sure = np.ones(len(label), np.float32)
+        sure = self._confidence(arrays, "attribute_confidence", count, sure)
+        return {"attribute": label, "attribute_confidence": sure}
+
+    def _confidence(
+        self, arrays: Mapping[str, Array], name: str, count: int, otherwise: Array
+    ) -> Array:
+        if name not in arrays:
+            return otherwise
+        value = self._array(arrays, name, (count,))[: self.limit].astype(np.float32)
+        if not (value.min() >= 0 and value.max() <= 1):  # NaN fails too
+            raise BadSample(
+                "NaN features",
+                f"{self.field}: {name} is {value.min():.3g}..{value.max():.3g}; expected 0..1",
+            )
+        return value
 
     def blank(self) -> Units:
         """One region of zeros."""
@@ -165,10 +271,16 @@ class Regions(Modality):
         if self.classes:
             targets["class"] = np.zeros(1, np.int64)
             targets["classes"] = np.full((1, self.classes), 1 / self.classes, np.float32)
+            targets["confidence"] = np.zeros(1, np.float32)
+        if self.attributes:
+            targets["attribute"] = np.zeros(1, np.int64)
+            targets["attribute_confidence"] = np.zeros(1, np.float32)
         content = {
             "feature": np.zeros((1, self.features), np.float32),
-            "box": np.zeros((1, self.box), np.float32),
+            "box": _encode(np.zeros((1, 4), np.float32), self.box),
         }
+        if self.chances:
+            content["classes"] = targets["classes"].copy()
         return make_units(content, targets=targets)
 
     def longest(self) -> int:
@@ -181,11 +293,13 @@ class Regions(Modality):
         if self.classes:
             offer["class"] = Target(dim=self.classes, form="index")
             offer["classes"] = Target(dim=self.classes, form="distribution")
+        if self.attributes:
+            offer["attribute"] = Target(dim=self.attributes, form="index")
         return offer
 
     def embedder(self, width: int) -> RegionEmbedder:
-        """Linear layers for feature and box, joined as ``norm`` says."""
-        return RegionEmbedder(self.features, self.box, width, self.norm, self.dropout, self.overall)
+        """Linear layers for feature and box, joined and normed as the fields say."""
+        return RegionEmbedder(self, width)
 
 
 def read_arrays(sample: Sample, field: str) -> dict[str, Array]:
@@ -308,10 +422,18 @@ def _shares(box: Array, size: Array, field: str) -> Array:
     return corners.clip(0, 1)
 
 
-def _encode(corners: Array, numbers: int) -> Array:
+def _encode(corners: Array, form: int | str) -> Array:
+    """Boxes as numbers, float32 ``[R, 0..7]``; for waves, centre, width and height in per cent."""
     size = corners[:, 2:] - corners[:, :2]
     area = size[:, :1] * size[:, 1:]
-    parts = {4: [corners], 5: [corners, area], 7: [corners, size, area]}[numbers]
+    parts = {
+        0: [corners[:, :0]],
+        4: [corners],
+        5: [corners, area],
+        6: [corners, size],
+        7: [corners, size, area],
+        "waves": [50 * (corners[:, :2] + corners[:, 2:]), 100 * size],
+    }[form]
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
@@ -334,62 +456,183 @@ def overlap_groups(corners: Array, threshold: float) -> Array:
     return group
 
 
+def waves(box: Tensor) -> Tensor:
+    """Sines, then cosines, of each number at 256 wavelengths: ``[N, 4]`` to ``[N, 4 · 512]``.
+
+    VL-BERT, section 3.2, after Relation Networks: number / 1000^(i/256) for i in 0..255.
+    """
+    scale = _WAVE_BASE ** (torch.arange(_WAVES, device=box.device, dtype=box.dtype) / _WAVES)
+    phase = box[:, :, None] / scale
+    return torch.cat([phase.sin(), phase.cos()], dim=2).flatten(1)
+
+
 class RegionEmbedder(Embedder):
-    """Feature and box to a vector; a hidden region shows a learned feature in its own box.
+    """Feature and box to a vector; a hidden region shows a mask's feature in its own box.
 
     UNITER, ``model/model.py``: zero plus a learned vector, before the linear layer.
     """
 
-    def __init__(
-        self,
-        features: int,
-        box: int,
-        width: int,
-        norm: Norm,
-        dropout: float,
-        overall: bool = False,
-    ) -> None:
+    def __init__(self, spec: Regions, width: int) -> None:
         super().__init__()
-        self.how = norm
-        self.overall = overall
-        self.feature = nn.Linear(features, width)
-        self.box = nn.Linear(box, width)
-        self.mask = nn.Parameter(torch.zeros(features))
-        each = norm != "norm_of_sum"
+        self.spec = spec
+        self.looks_at = (spec.lent["position"],) if "position" in spec.lent else ()
+        numbers = {0: 0, "waves": 8 * _WAVES}.get(spec.box, spec.box)
+        assert isinstance(numbers, int)
+        activation = _ACTIVATIONS[spec.activation]
+        beside = numbers if spec.join == "concat" else 0
+        inputs = (spec.hidden or spec.features) + beside
+        self.first = (
+            nn.Sequential(nn.Linear(spec.features, spec.hidden), activation())
+            if spec.hidden
+            else nn.Identity()
+        )
+        self.feature = nn.Linear(inputs, width)
+        self.activation = activation()
+        # with join: concat the box has no layer of its own
+        alone = spec.join == "sum" and numbers > 0
+        chances = spec.classes + 1 if spec.chances else 0
+        self.box = nn.Linear(numbers + chances, width) if alone else None
+        learned = spec.mask == "learned"
+        self.mask = nn.Parameter(torch.zeros(spec.features)) if learned else None
+        each = spec.norm in ("norm_of_norms", "mean_of_norms")
         self.feature_norm = nn.LayerNorm(width) if each else nn.Identity()
-        self.box_norm = nn.LayerNorm(width) if each else nn.Identity()
-        self.norm = nn.Identity() if norm == "mean_of_norms" else nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        if isinstance(self.feature_norm, nn.LayerNorm):
+            nn.init.constant_(self.feature_norm.weight, spec.gain)
+        self.box_norm = nn.LayerNorm(width) if each and alone else nn.Identity()
+        last = spec.norm in ("norm_of_norms", "norm_of_sum") and "norm" not in spec.lent
+        self.norm = nn.LayerNorm(width) if last else nn.Identity()
+        self.word = nn.Embedding(2, width) if spec.word else None
+        self.segment = nn.Embedding(spec.segments, width) if spec.segments else None
+        self.position = nn.Embedding(spec.positions, width) if spec.positions else None
+        self.dropout = nn.Dropout(spec.dropout)
+        frame = _encode(np.array([[0, 0, 1, 1]], np.float32), spec.box)
+        self.frame: Tensor
+        self.register_buffer("frame", torch.from_numpy(frame), persistent=False)
+        self._lent: dict[str, nn.Module] = {}
 
-    def forward(self, stream: Stream) -> Tensor:
-        """``[N, width]``."""
-        dtype = self.feature.weight.dtype
-        feature = stream.content["feature"]
-        seen = torch.where(stream.hidden[:, None], self.mask, feature.to(dtype))
-        if self.overall:
-            mean = self._visible_mean(stream, feature)
-            seen = torch.where((stream.position == 0)[:, None], mean.to(dtype), seen)
-        box = self.box(stream.content["box"].to(dtype))
-        total = self.feature_norm(self.feature(seen)) + self.box_norm(box)
-        if self.how == "mean_of_norms":
-            total = total / 2
-        return self.dropout(self.norm(total))
+    def borrow(self, embedders: Mapping[str, Embedder]) -> None:
+        """Use parts of other streams' embedders, as ``Regions.lent`` says.
 
-    def _visible_mean(self, stream: Stream, feature: Tensor) -> Tensor:
-        """For each unit, the mean feature ``[N, F]`` of its example's visible regions.
-
-        The mask where all are hidden.
+        Raises:
+            ValueError: there is no such stream or part, or it has too few rows.
         """
-        visible = ~stream.hidden & (stream.position > 0)
+        for part, stream in self.spec.lent.items():
+            module = getattr(embedders.get(stream), part, None)
+            if not isinstance(module, nn.Module):
+                raise ValueError(f"lent.{part}: stream {stream!r} has no {part} to lend")
+            rows = module.num_embeddings if isinstance(module, nn.Embedding) else 0
+            if part == "segment" and self.spec.segment >= rows:
+                raise ValueError(f"segment {self.spec.segment}: {stream!r} has no such row")
+            if part == "position" and getattr(embedders[stream], "spare", 0) < 1:
+                raise ValueError(
+                    f"lent.position: {stream!r} has no row after its longest text; "
+                    "let its positions exceed its limit"
+                )
+            # a mapping, so that the part stays registered with its owner alone
+            self._lent[part] = module
+
+    def _part(self, name: Part) -> nn.Module | None:
+        if name not in self.spec.lent:
+            return getattr(self, name)
+        if name not in self._lent:
+            raise ValueError(f"lent.{name}: embedders lend in a model; none has lent here yet")
+        return self._lent[name]
+
+    def forward(self, stream: Stream, others: Mapping[str, Stream] | None = None) -> Tensor:
+        """``[N, width]``; ``others``: the streams that are looked at."""
+        total = self.joined(stream)
+        if self.word is not None:
+            total = total + self.word(stream.hidden.long())
+        if (segment := self._part("segment")) is not None:
+            total = total + segment(torch.full_like(stream.position, self.spec.segment))
+        if (position := self._part("position")) is not None:
+            total = total + position(self._places(stream, others or {}))
+        norm = self._part("norm")
+        assert norm is not None
+        return self.dropout(norm(total))
+
+    def joined(self, stream: Stream) -> Tensor:
+        """Feature and box joined, before what all regions share: ``[N, width]``."""
+        feature, box = self._projected(self.visible(stream), stream.content["box"], stream)
+        total = self.feature_norm(feature)
+        if box is not None:
+            total = total + self.box_norm(box)
+        return total / 2 if self.spec.norm == "mean_of_norms" else total
+
+    def projected(self, stream: Stream) -> Tensor:
+        """What words that refer to a region are shown of it, ``[N, width]``: no norm yet."""
+        feature, box = self._projected(self.visible(stream), stream.content["box"], stream)
+        return feature if box is None else feature + box
+
+    def whole(self, stream: Stream) -> Tensor:
+        """What words are shown of the whole image, ``[E, width]``: no norm yet.
+
+        The mean of the visible regions, in the box of the image.
+        """
+        mean = self.mean(stream)
+        feature, box = self._projected(mean, self.frame.expand(len(mean), -1), None)
+        return feature if box is None else feature + box
+
+    def _projected(
+        self, feature: Tensor, box: Tensor, stream: Stream | None
+    ) -> tuple[Tensor, Tensor | None]:
+        dtype = self.feature.weight.dtype
+        feature, box = self.first(feature.to(dtype)), box.to(dtype)
+        if self.spec.box == "waves":
+            box = waves(box)
+        if self.spec.join == "concat":
+            feature = torch.cat([box, feature], dim=1)
+        feature = self.activation(self.feature(feature))
+        if self.box is None:
+            return feature, None
+        if self.spec.chances:
+            shown = box.new_zeros(len(box), self.spec.classes)
+            if stream is not None:
+                shown = torch.where(stream.hidden[:, None], shown, stream.content["classes"])
+            box = torch.cat([box, shown.amax(1, keepdim=True)], dim=1)
+            box = torch.cat([F.layer_norm(x, x.shape[1:]) for x in (box, shown)], dim=1)
+        return feature, self.activation(self.box(box))
+
+    def visible(self, stream: Stream) -> Tensor:
+        """The features shown, ``[N, F]``: the mask's where hidden, first the mean of the rest."""
+        feature = stream.content["feature"]
+        seen = torch.where(stream.hidden[:, None], self._masked(feature), feature)
+        if self.spec.overall:
+            mean = self.mean(stream).index_select(0, stream.example)
+            seen = torch.where((stream.position == 0)[:, None], mean, seen)
+        return seen
+
+    def _masked(self, like: Tensor) -> Tensor:
+        if self.mask is None:
+            return like.new_zeros(self.spec.features)
+        return self.mask.to(like.dtype)
+
+    def mean(self, stream: Stream) -> Tensor:
+        """The mean feature ``[E, F]`` of each example's visible regions; the mask if all are hid.
+
+        The mean takes no hidden region, whose feature it would tell (VL-BERT takes them out too;
+        ViLBERT and VOLTA do so in part).
+        """
+        feature = stream.content["feature"]
+        visible = ~stream.hidden
+        if self.spec.overall:
+            visible = visible & (stream.position > 0)
         # where, not a product: a hidden NaN must not reach the sum
         shown = torch.where(visible[:, None], feature, torch.zeros_like(feature))
         examples = len(stream.length)
         total = feature.new_zeros(examples, feature.shape[1]).index_add(0, stream.example, shown)
         count = feature.new_zeros(examples).index_add(0, stream.example, visible.to(feature.dtype))
         mean = total / count.clamp(min=1)[:, None]
-        mean = torch.where((count > 0)[:, None], mean, self.mask.to(feature.dtype))
-        return mean.index_select(0, stream.example)
+        return torch.where((count > 0)[:, None], mean, self._masked(feature))
+
+    def _places(self, stream: Stream, others: Mapping[str, Stream]) -> Tensor:
+        """Row of each region in the table of positions, ``[N]``."""
+        owner = others.get(self.spec.lent.get("position", ""))
+        if owner is None:
+            return torch.zeros_like(stream.position)
+        return owner.length.index_select(0, stream.example)
 
     def tied(self, target: str) -> Tensor | None:
         """The feature layer's weight, transposed, for the target ``feature`` (UNITER)."""
-        return self.feature.weight.T if target == "feature" else None
+        plain = self.spec.join == "sum" and not self.spec.hidden
+        return self.feature.weight.T if target == "feature" and plain else None

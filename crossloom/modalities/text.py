@@ -1,19 +1,27 @@
-"""Text as SentencePiece units, in any number of languages.
+"""Text as word pieces, in any number of languages.
 
-Two id layouts are read:
+These id layouts are read:
 
 - ``own``: a model trained by ``crossloom tokenizer train``; ids are the model's own
   (``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3, ``<mask>`` 4, pieces from 5).
 - ``xlm-r``: an existing ``sentencepiece.bpe.model`` read with the layout of XLM-R: the model's ids
   are shifted by one, the four specials take 0..3 and ``<mask>`` comes last
   (``transformers: tokenization_xlm_roberta.py``).
+- ``wordpiece`` and ``wordpiece-cased``: BERT's ``vocab.txt``, as its uncased and cased models read
+  it (:mod:`crossloom.modalities.wordpiece`; needs the package ``tokenizers``).
+- ``clip``: CLIP's byte pairs, which need no file (:mod:`crossloom.modalities.byte_pairs`).
+- ``siglip``: a SentencePiece model with ``<pad>`` 0, ``</s>`` 1, ``<unk>`` 2, whose texts are lower
+  case without punctuation, begin with nothing and are filled up with ``</s>``
+  (``transformers: tokenization_siglip.py``).
 
-One passage becomes ``<s> a </s>``, two become ``<s> a </s> </s> b </s>`` (RoBERTa, XLM-R).
+One passage becomes ``<s> a </s>``, two become ``<s> a </s> </s> b </s>`` (RoBERTa, XLM-R); in
+BERT's layouts ``[CLS] a [SEP]`` and ``[CLS] a [SEP] b [SEP]``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import string
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +34,19 @@ import torch
 from torch import Tensor, nn
 
 from crossloom.batch import Stream
+from crossloom.modalities.byte_pairs import BytePairs
 from crossloom.modalities.modality import Embedder, Modality, Target
+from crossloom.modalities.wordpiece import WordPiece
 from crossloom.units import Array, BadSample, Fate, Passage, Sample, Units, make_units
 
 #: Scripts written without spaces: there every piece counts as a word of its own.
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
-Layout = Literal["own", "xlm-r"]
+#: Layouts without a mask: nothing of theirs can be hidden.
+_MASKLESS = ("clip", "siglip")
+
+Layout = Literal["own", "xlm-r", "wordpiece", "wordpiece-cased", "clip", "siglip"]
 
 
 class Vocabulary:
@@ -40,10 +54,13 @@ class Vocabulary:
 
     Attributes:
         size: number of ids, specials included.
-        begin, end, pad, unknown, mask: ids of the specials.
+        begin, end, pad, unknown, mask: ids of the specials, -1 where there is none.
         ordinary: ``[n]`` int64, ids that a random replacement may take.
         starts_word: ``[size]`` bool, whether a piece begins a new word.
+        doubled: two passages are parted by two ends, not one.
     """
+
+    doubled = True
 
     def __init__(self, path: str | Path, layout: Layout = "own") -> None:
         """Load a model file.
@@ -72,6 +89,15 @@ class Vocabulary:
             self.size = len(pieces) + 2
             self.begin, self.pad, self.end, self.unknown, self.mask = 0, 1, 2, 3, self.size - 1
             pieces = ["<s>", "<pad>", "</s>", "<unk>", *pieces[3:], "<mask>"]
+        elif layout == "siglip":
+            self._shift = 0
+            self.size = len(pieces)
+            self.begin, self.mask = -1, -1
+            # the published tokenizer fills up with the end, not with the model's own <pad>
+            self.end = self.pad = model.eos_id()
+            self.unknown = model.unk_id()
+            if self.end < 0:
+                raise ValueError(f"{path}: has no </s>; give SigLIP's spiece.model")
         else:
             self._shift = 0
             self.size = len(pieces)
@@ -90,13 +116,25 @@ class Vocabulary:
         identity.update(f"{layout} {sorted(special)}".encode())
         self.identity = identity.hexdigest()[:16]
         self._unknown_raw = model.unk_id()
+        self._bare = layout == "siglip"
 
     def encode(self, text: str) -> Array:
         """Ids ``[n]`` int64 of a text, without specials."""
+        if self._bare:
+            text = " ".join(text.lower().translate(_NO_PUNCTUATION).split())
         ids: Array = np.array(self.processor.EncodeAsIds(text), np.int64)
         if self._shift:
             ids = np.where(ids == self._unknown_raw, self.unknown, ids + self._shift)
         return ids
+
+    def spans(self, text: str) -> Array:
+        """Characters ``[n, 2]`` int64 (first, one past the last) that each piece stands for."""
+        if hasattr(self.processor, "EncodeAsImmutableProto"):  # before sentencepiece 0.2.3
+            pieces = self.processor.EncodeAsImmutableProto(text).pieces
+            pairs = [(p.begin, p.end) for p in pieces]
+        else:
+            pairs = self.processor.encode(text, out_type="offset_mapping")["offsets"]
+        return np.array(pairs, np.int64).reshape(-1, 2)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, specials left out."""
@@ -112,14 +150,18 @@ def _starts_word(piece: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def vocabulary(path: str, layout: Layout) -> Vocabulary:
+def vocabulary(path: str, layout: Layout) -> Vocabulary | WordPiece | BytePairs:
     """The vocabulary at a path, loaded once per process."""
+    if layout in ("wordpiece", "wordpiece-cased"):
+        return WordPiece(path, cased=layout == "wordpiece-cased")
+    if layout == "clip":
+        return BytePairs()
     return Vocabulary(path, layout)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Modality):
-    """SentencePiece units of one or two passages.
+    """Word pieces of one or two passages.
 
     A sample holds ``field`` as a tuple of :class:`~crossloom.units.Passage` (what the component's
     reader chose), or as UTF-8 bytes.
@@ -128,22 +170,72 @@ class Text(Modality):
     kind: ClassVar[str] = "text"
     field: str = "text"
     vocabulary: str = "tokenizer.model"
-    """Path of the SentencePiece model, relative to the recipe's ``data`` unless absolute."""
+    """Path of the SentencePiece model (or ``vocab.txt``), relative to the recipe's ``data`` unless
+    absolute."""
     layout: Layout = "own"
+    size: int = 0
+    """Number of ids the vocabulary must have: with it, a model can be built without the file. 0
+    for as many as the file has."""
     limit: int = 64
     """Most units of an example, specials included; the longer passage is cut first."""
+    filled: bool = False
+    """Fill every text up to the limit with ``<pad>``, which are units like any other: read and
+    scored with (SigLIP's text tower attends to its padding)."""
+    positions: int = 0
+    """Rows of the position table; 0 for as many as the limit. Published tables are longer than
+    what their systems read (BERT: 512)."""
+    offset: int = 0
+    """Row of the first position (RoBERTa, XLM-R: 2)."""
     languages: tuple[str, ...] = ()
     """Languages with an embedding of their own (XLM); empty for none (XLM-R)."""
     segments: int = 1
     """Number of passage-type embeddings: 2 tells the second passage from the first (BERT)."""
     restart: bool = False
     """Restart positions at the second passage (TLM in XLM)."""
+    norm: bool = True
+    """A layer norm over the embedding; pre-norm towers leave it to the Transformer (CLIP)."""
+    marked: bool = False
+    """A learned vector added to every unit after the norm, which says that it is of a text (the
+    modality type of single-stream models)."""
+    looks_at: str = ""
+    """Stream of regions that is seen on the text's own units (early fusion); empty for none."""
+    sees: Literal["whole", "referred"] = "whole"
+    """What is seen of it. ``whole``: the mean of its visible regions on every unit, through a norm
+    that starts with a gain of 0 (VL-BERT, section 3.2); a learned vector where there is no image.
+    ``referred``: on units of words that refer to a region, that region; on the first unit the whole
+    image, where the regions have one; added after the norm (B2T2, section 3.2)."""
     dropout: float = 0.1
 
+    def __post_init__(self) -> None:
+        if self.positions and self.positions < self.offset + self.limit:
+            raise ValueError(
+                f"positions is {self.positions}; texts of up to {self.limit} units that start at "
+                f"row {self.offset} need {self.offset + self.limit}: lower limit"
+            )
+
     @property
-    def vocab(self) -> Vocabulary:
-        """The loaded vocabulary."""
-        return vocabulary(self.vocabulary, self.layout)
+    def vocab(self) -> Vocabulary | WordPiece | BytePairs:
+        """The loaded vocabulary.
+
+        Raises:
+            ValueError: it cannot be loaded, or has another size than the field says.
+        """
+        found = vocabulary(self.vocabulary, self.layout)
+        if self.size and found.size != self.size:
+            raise ValueError(
+                f"{self.vocabulary or self.layout}: has {found.size} ids, but the recipe says "
+                f"size: {self.size}; give the vocabulary the model was made for, or set size to 0"
+            )
+        return found
+
+    def _mask(self) -> int:
+        """The mask's id; without the file, the one that published vocabularies give it."""
+        if self.layout in _MASKLESS:
+            return -1
+        if not self.size or Path(self.vocabulary).is_file():
+            return self.vocab.mask
+        usual = {"own": 4, "xlm-r": self.size - 1}.get(self.layout, 103)
+        return min(usual, self.size - 1)
 
     def decode(self, sample: Sample, rng: np.random.Generator) -> Units:
         """Units of the sample's passages."""
@@ -153,25 +245,33 @@ class Text(Modality):
         for passage, part in zip(passages, pieces, strict=True):
             if len(part) == 0:
                 raise BadSample("empty text", f"{self.field}: no units in {passage.text!r}")
-        pieces = _cut(pieces, self.limit - 2 * len(pieces))
+        heads = [
+            [vocab.begin] if vocab.begin >= 0 else [],
+            [vocab.end] if vocab.doubled else [],
+        ]
+        pieces = _cut(pieces, self.limit - sum(len(h) + 1 for h in heads[: len(pieces)]))
         ids: list[Array] = []
         group: list[Array] = []
         segment: list[Array] = []
         position: list[Array] = []
         language: list[Array] = []
+        refers: list[Array] = []
         groups = 0
         for number, (passage, part) in enumerate(zip(passages, pieces, strict=True)):
-            head = vocab.begin if number == 0 else vocab.end
-            ids.append(np.concatenate([[head], part, [vocab.end]]))
+            head = heads[number]
+            ids.append(np.concatenate([head, part, [vocab.end]]))
             starts = vocab.starts_word[part].copy()
             starts[0] = True
             words = np.cumsum(starts)
-            group.append(np.concatenate([[0], words, [words[-1] + 1]]) + groups)
+            group.append(np.concatenate([[0] * len(head), words, [words[-1] + 1]]) + groups)
             groups += int(words[-1]) + 2
-            size = len(part) + 2
+            size = len(ids[-1])
             segment.append(np.full(size, min(number, self.segments - 1)))
             begin = 0 if number == 0 or self.restart else sum(len(i) for i in ids[:-1])
             position.append(np.arange(begin, begin + size))
+            if self._refers:
+                named = _refers(vocab.spans(passage.text)[: len(part)], passage.refers)
+                refers.append(np.concatenate([[-1] * len(head), named, [-1]]))
             if self.languages:
                 language.append(np.full(size, self._language(passage.language)))
         token = np.concatenate(ids).astype(np.int64)
@@ -180,13 +280,20 @@ class Text(Modality):
             content["language"] = np.concatenate(language).astype(np.int64)
         if self.segments > 1:
             content["segment"] = np.concatenate(segment).astype(np.int64)
-        return make_units(
+        if self._refers:
+            content["refers"] = np.concatenate(refers).astype(np.int64)
+        units = make_units(
             content,
             targets={"token": token.copy()},
             position=np.concatenate(position).astype(np.int64),
             maskable=(token != vocab.begin) & (token != vocab.end),
             group=np.concatenate(group).astype(np.int64),
         )
+        return fill(units, self.limit, vocab.pad) if self.filled else units
+
+    @property
+    def _refers(self) -> bool:
+        return bool(self.looks_at) and self.sees == "referred"
 
     def _language(self, code: str) -> int:
         try:
@@ -195,11 +302,13 @@ class Text(Modality):
             raise BadSample("unknown language", f"language {code!r} is not listed") from None
 
     def blank(self) -> Units:
-        """The unit ``<s>`` alone."""
+        """The unit ``<s>`` alone (or ``</s>``, where nothing begins a text)."""
         one = np.zeros(1, np.int64)
-        content = {"token": one + self.vocab.begin}
+        vocab = self.vocab
+        content = {"token": one + (vocab.begin if vocab.begin >= 0 else vocab.end)}
         content |= {"language": one} if self.languages else {}
         content |= {"segment": one} if self.segments > 1 else {}
+        content |= {"refers": one - 1} if self._refers else {}
         return make_units(content, targets={"token": one}, maskable=np.zeros(1, bool))
 
     def longest(self) -> int:
@@ -207,8 +316,10 @@ class Text(Modality):
         return self.limit
 
     def predictable(self) -> Mapping[str, Target]:
-        """``token``: the id itself."""
-        return {"token": Target(dim=self.vocab.size, form="index")}
+        """``token``: the id itself, where the vocabulary has a mask to hide it."""
+        if self.layout in _MASKLESS:
+            return {}
+        return {"token": Target(dim=self.size or self.vocab.size, form="index")}
 
     def substitute(
         self, units: Units, fate: Array, rng: np.random.Generator
@@ -223,13 +334,19 @@ class Text(Modality):
     def embedder(self, width: int) -> TextEmbedder:
         """Sum of token, position, language and segment embeddings, layer norm, dropout."""
         return TextEmbedder(
-            vocab=self.vocab.size,
-            mask=self.vocab.mask,
-            positions=self.limit,
+            vocab=self.size or self.vocab.size,
+            mask=self._mask(),
+            positions=self.positions or self.offset + self.limit,
+            offset=self.offset,
+            limit=self.limit,
             languages=len(self.languages),
             segments=self.segments,
             width=width,
             dropout=self.dropout,
+            norm=self.norm,
+            marked=self.marked,
+            looks_at=self.looks_at,
+            sees=self.sees,
         )
 
     def identity(self) -> str:
@@ -249,6 +366,31 @@ def _passages(sample: Sample, field: str) -> tuple[Passage, ...]:
         except UnicodeDecodeError as error:
             raise BadSample("not UTF-8", f"{field}: {error}") from None
     return tuple(value)
+
+
+def fill(units: Units, limit: int, pad: int) -> Units:
+    """Text units followed by ``<pad>`` up to ``limit``; none of them is ever hidden.
+
+    A pad takes the last unit's language and segment, and the next positions.
+    """
+    count = limit - len(units)
+    content = {k: np.concatenate([v, np.repeat(v[-1:], count)]) for k, v in units.content.items()}
+    content["token"][len(units) :] = pad
+    return make_units(
+        content,
+        targets={"token": content["token"].copy()},
+        position=np.concatenate([units.position, units.position[-1] + 1 + np.arange(count)]),
+        maskable=np.concatenate([units.maskable, np.zeros(count, bool)]),
+        group=np.concatenate([units.group, np.repeat(units.group[-1:] + 1, count)]),
+    )
+
+
+def _refers(spans: Array, refers: tuple[tuple[int, int, int], ...]) -> Array:
+    """The region that each piece refers to, ``[n]``, -1 for none; of several, the last named."""
+    region = np.full(len(spans), -1, np.int64)
+    for first, last, number in refers:
+        region[(spans[:, 0] < last) & (spans[:, 1] > first)] = number
+    return region
 
 
 def _cut(parts: list[Array], room: int) -> list[Array]:
@@ -271,29 +413,96 @@ class TextEmbedder(Embedder):
         vocab: int,
         mask: int,
         positions: int,
+        offset: int,
+        limit: int,
         languages: int,
         segments: int,
         width: int,
         dropout: float,
+        norm: bool = True,
+        marked: bool = False,
+        looks_at: str = "",
+        sees: str = "whole",
     ) -> None:
         super().__init__()
-        self.mask = mask
+        self.mask, self.offset = mask, offset
+        #: rows of the position table past the longest text
+        self.spare = positions - offset - limit
         self.token = nn.Embedding(vocab, width)
         self.position = nn.Embedding(positions, width)
         self.language = nn.Embedding(languages, width) if languages else None
         self.segment = nn.Embedding(segments, width) if segments > 1 else None
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        self.mark = nn.Parameter(torch.zeros(width)) if marked else None
         self.dropout = nn.Dropout(dropout)
+        self.looks_at, self.sees = (looks_at,) if looks_at else (), sees
+        self._sight: tuple[Any, ...] = ()
+        #: seen where there is no image, and the norm of what is seen
+        self.absent: nn.Parameter | None = None
+        self.sight_norm: nn.LayerNorm | None = None
+        if looks_at and sees == "whole":
+            self.absent = nn.Parameter(torch.empty(width).normal_(std=0.02))
+            self.sight_norm = nn.LayerNorm(width)
+            nn.init.zeros_(self.sight_norm.weight)
 
-    def forward(self, stream: Stream) -> Tensor:
-        """``[N, width]``."""
+    def borrow(self, embedders: Mapping[str, Embedder]) -> None:
+        """See images as the embedder of their stream does; where there is no such stream, nothing.
+
+        Raises:
+            ValueError: the stream is not one of regions.
+        """
+        for stream in self.looks_at:
+            other = embedders.get(stream)
+            if other is not None and not hasattr(other, "projected"):
+                raise ValueError(f"looks_at: {stream!r} has no regions to be seen")
+            # in a tuple, so that the other embedder's parts do not become this one's
+            self._sight = (other,) if other is not None else ()
+
+    def forward(self, stream: Stream, others: Mapping[str, Stream] | None = None) -> Tensor:
+        """``[N, width]``; ``others``: the streams that are looked at."""
+        image = next((x for x in (others or {}).values()), None)
         token = torch.where(stream.hidden, self.mask, stream.content["token"])
-        x = self.token(token) + self.position(stream.position)
+        x = self.token(token) + self.position(stream.position + self.offset)
         if self.language is not None:
             x = x + self.language(stream.content["language"])
         if self.segment is not None:
             x = x + self.segment(stream.content["segment"])
-        return self.dropout(self.norm(x))
+        if self.sight_norm is not None:
+            x = x + self.sight_norm(self._whole(stream, image))
+        x = self.dropout(self.norm(x))
+        if self.mark is not None:
+            x = x + self.mark
+        if image is None or self.sees == "whole":
+            return x
+        return x + self._referred(stream, image)
+
+    def _whole(self, stream: Stream, image: Stream | None) -> Tensor:
+        """What each unit sees of its example's image, ``[N, width]``."""
+        assert self.absent is not None
+        if image is None:
+            return self.absent.expand(len(stream.position), -1)
+        seen = self._sight[0].whole(image)
+        seen = torch.where((image.length > 0)[:, None], seen, self.absent.to(seen.dtype))
+        return seen.index_select(0, stream.example)
+
+    def _referred(self, stream: Stream, image: Stream) -> Tensor:
+        """The region that each unit refers to, ``[N, width]``; zero where there is none.
+
+        In B2T2's code other units get the projection's bias too; here they get nothing.
+        """
+        eye = self._sight[0]
+        overall = int(eye.spec.overall)
+        number = stream.content["refers"]
+        place = torch.where(number >= 0, number + overall, -1)
+        if overall:
+            unit = torch.arange(len(place), device=place.device)
+            place = torch.where(unit == stream.start[stream.example], 0, place)
+        there = (place >= 0) & (place < image.length[stream.example])
+        seen = eye.projected(image)
+        if len(seen) == 0:
+            return seen.new_zeros(len(place), seen.shape[1])
+        index = torch.where(there, image.start[stream.example] + place, 0)
+        return seen.index_select(0, index) * there[:, None].to(seen.dtype)
 
     def tied(self, target: str) -> Tensor | None:
         """The token embedding, for the target ``token``."""

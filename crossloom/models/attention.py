@@ -98,7 +98,7 @@ class _Move(torch.autograd.Function):
 def to_rectangle(x: Tensor, where: Together) -> Tensor:
     """``[N, …]`` laid flat to ``[E, L, …]``; places without a unit hold an arbitrary row."""
     out = _Move.apply(x, where.pad, where.back, None)
-    return out.view(-1, where.longest, *x.shape[1:])
+    return out.view(len(where.length), where.longest, *x.shape[1:])
 
 
 def to_flat(x: Tensor, where: Together) -> Tensor:
@@ -135,8 +135,7 @@ class Layout:
 
     def readable(self, reader: str, names: tuple[str, ...]) -> tuple[str, ...]:
         """What a stream may read in this view."""
-        names = self.present(names)
-        return tuple(n for n in names if n == reader) if self.view.apart else names
+        return self.view.readable(reader, names)
 
     def together(self, names: tuple[str, ...]) -> Together:
         """Where the units of these streams lie."""
@@ -217,6 +216,9 @@ def attention(
     """
     causal = tuple(c for c in causal if c in queries and c in keys)
     to, of = layout.together(queries), layout.together(keys)
+    if not (to.longest and of.longest):
+        # no unit to read, or none that reads: zero, and a gradient of zero for every weight
+        return q * 0 + (k.sum() + v.sum()) * 0
     if layout.record is not None:
         mask = layout.mask(queries, keys, causal)
         layout.record.append(Attention(queries, keys, _weights(q, k, to, of, mask), to, of))

@@ -15,23 +15,22 @@ def of_view(plan: Plan, view: ViewBatch) -> float:
     length = {s: np.asarray(x.length, np.float64) for s, x in view.streams.items()}
     units = {s: float(n.sum()) for s, n in length.items()}
     total = 0.0
-    for layer in plan.layers:
-        for block in layer.blocks:
-            if isinstance(block, Attend):
-                inner = block.inner or plan.inner
-                keys = {s for r in block.reads.values() for s in r if s in units}
-                total += sum(4 * units[s] * plan.widths[s] * inner for s in keys)
-                for reader, read in block.reads.items():
-                    if reader not in units:
-                        continue
-                    seen = [s for s in read if s in units and (s == reader or not view.apart)]
-                    total += 4 * units[reader] * plan.widths[reader] * inner
-                    total += sum(4 * inner * float(length[reader] @ length[s]) for s in seen)
-            else:
-                hidden = block.hidden or plan.hidden
-                total += sum(
-                    4 * units[s] * plan.widths[s] * hidden for s in block.streams if s in units
-                )
+    for block in plan.blocks.values():
+        if isinstance(block, Attend):
+            inner = block.inner or plan.inner
+            reads = {r: view.readable(r, block.reads[r]) for r in block.reads if r in units}
+            keys = {s for read in reads.values() for s in read}
+            total += sum(4 * units[s] * plan.widths[s] * inner for s in keys)
+            for reader, read in reads.items():
+                if not read:
+                    continue
+                total += 4 * units[reader] * plan.widths[reader] * inner
+                total += sum(4 * inner * float(length[reader] @ length[s]) for s in read)
+        else:
+            hidden = block.hidden or plan.hidden
+            total += sum(
+                4 * units[s] * plan.widths[s] * hidden for s in block.streams if s in units
+            )
     return total
 
 

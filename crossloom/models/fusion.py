@@ -1,8 +1,14 @@
-"""The Transformer: layers that do what the plan says, over states by stream."""
+"""The Transformer: layers that do what the plan says, over states by stream.
+
+A tied block has no parameters: it works with those of the first block of its name. An engine that
+shards by layer keeps the layers that lend weights whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from crossloom.batch import ViewBatch
 from crossloom.models.attention import Attention, Layout, attention
-from crossloom.models.plan import Attend, Feed, Plan
+from crossloom.models.plan import Attend, Block, Feed, Place, Plan
 
 States = dict[str, Tensor]
+Names = tuple[str, ...]
 _SHARED = "shared"
 
 
@@ -23,133 +30,190 @@ def _quick_gelu(x: Tensor) -> Tensor:
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
     "quick_gelu": _quick_gelu,
 }
 
 
-def _owners(names: tuple[str, ...], shared: bool) -> dict[str, tuple[str, ...]]:
-    """Which streams each weight set serves, by the set's name."""
-    return {_SHARED: names} if shared else {n: (n,) for n in names}
+def _owner(spec: Block, stream: str) -> str:
+    """Name of the weights that serve a stream in a block."""
+    return _SHARED if spec.shared else stream
 
 
-def _apply(modules: nn.ModuleDict, states: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
-    """Each stream through its own weights (or the shared ones), laid end to end."""
-    if _SHARED in modules:
-        joined = torch.cat([states[n] for n in names]) if len(names) > 1 else states[names[0]]
-        return modules[_SHARED](joined)
-    parts = [modules[n](states[n]) for n in names]
+def _each(
+    plan: Plan,
+    place: Place,
+    names: Callable[[Place, Any], Iterable[str]],
+    make: Callable[[int], nn.Module],
+) -> nn.ModuleDict:
+    """A module for each set of weights kept at a place, made from the width that it serves.
+
+    ``names`` tells the streams for which a block that uses the weights needs this module.
+    """
+    widths = {
+        _owner(plan.blocks[tenant], stream): plan.widths[stream]
+        for tenant in plan.homes[place]
+        for stream in names(tenant, plan.blocks[tenant])
+    }
+    return nn.ModuleDict({owner: make(width) for owner, width in widths.items()})
+
+
+class _Rows:
+    """Units of several streams through their weights: by stream, or laid end to end."""
+
+    def __init__(
+        self, modules: nn.ModuleDict, spec: Block, states: Mapping[str, Tensor], names: Names
+    ) -> None:
+        self.names, self.joined = names, None
+        if spec.shared:
+            self.joined = modules[_SHARED](_cat([states[n] for n in names]))
+            self.parts = _split(self.joined, states, names)
+        else:
+            self.parts = {n: modules[n](states[n]) for n in names}
+
+    def of(self, names: Names) -> Tensor:
+        """Rows of some streams, end to end; not copied where they lie so already."""
+        if self.joined is not None and names == self.names:
+            return self.joined
+        return _cat([self.parts[n] for n in names])
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _split(x: Tensor, states: Mapping[str, Tensor], names: tuple[str, ...]) -> States:
+def _split(x: Tensor, states: Mapping[str, Tensor], names: Names) -> States:
     return dict(zip(names, x.split([len(states[n]) for n in names]), strict=True))
 
 
-class AttendBlock(nn.Module):
+class _Block(nn.Module):
+    """What blocks have in common: where their weights are, residual and norm."""
+
+    norm: nn.ModuleDict
+
+    def __init__(self, plan: Plan, place: Place, home: nn.Module | None) -> None:
+        super().__init__()
+        self.pre, self.dropout = plan.norm == "pre", plan.dropout
+        # in a tuple, the other block's weights do not become a part of this one
+        self._home = () if home is None else (home,)
+
+    @property
+    def weights(self) -> Any:
+        """The block that holds the weights: this one, or the first of those tied to it."""
+        return self._home[0] if self._home else self
+
+    def _sum(self, state: Tensor, gain: Tensor, owner: str) -> Tensor:
+        total = state + F.dropout(gain, self.dropout, self.training)
+        return total if self.pre else self.weights.norm[owner](total)
+
+
+class AttendBlock(_Block):
     """Attention with residual and norm."""
 
-    def __init__(self, spec: Attend, plan: Plan) -> None:
-        super().__init__()
-        self.spec, self.pre, self.dropout = spec, plan.norm == "pre", plan.dropout
-        self.heads = spec.heads or plan.heads
-        inner = spec.inner or plan.inner
-        readers = tuple(spec.reads)
-        read = tuple(dict.fromkeys(s for names in spec.reads.values() for s in names))
-        every = tuple(dict.fromkeys((*readers, *read)))
-
-        def each(names: tuple[str, ...], make: Callable[[int], nn.Module]) -> nn.ModuleDict:
-            owners = _owners(names, spec.shared)
-            return nn.ModuleDict({o: make(plan.widths[s[0]]) for o, s in owners.items()})
-
-        self.query = each(readers, lambda width: nn.Linear(width, inner))
-        self.keyvalue = each(read, lambda width: nn.Linear(width, 2 * inner))
-        self.output = each(readers, lambda width: nn.Linear(inner, width))
-        normed = every if self.pre else readers
-        self.norm = each(normed, lambda width: nn.LayerNorm(width, eps=plan.epsilon))
+    def __init__(self, plan: Plan, place: Place, home: nn.Module | None = None) -> None:
+        super().__init__(plan, place, home)
+        self.spec: Attend = plan.blocks[place]  # type: ignore[assignment]
+        self.heads = self.spec.heads or plan.heads
+        self.normed = _normed(plan, place, self.spec)
+        if home is not None:
+            return
+        inner = self.spec.inner or plan.inner
+        self.query = _each(plan, place, lambda _, b: b.readers, lambda w: nn.Linear(w, inner))
+        self.keyvalue = _each(plan, place, lambda _, b: b.read, lambda w: nn.Linear(w, 2 * inner))
+        self.output = _each(plan, place, lambda _, b: b.readers, lambda w: nn.Linear(inner, w))
+        self.norm = _each(plan, place, lambda p, b: _normed(plan, p, b), _norm(plan))
 
     def forward(self, states: States, layout: Layout) -> States:
         """New states; streams that read nothing here are passed on as they are."""
-        readers = layout.present(tuple(self.spec.reads))
-        groups: dict[tuple[str, ...], list[str]] = {}
-        for reader in readers:
-            groups.setdefault(layout.readable(reader, self.spec.reads[reader]), []).append(reader)
-        seen = self._normed(states, layout) if self.pre else states
-        new = dict(states)
-        for read, names in groups.items():
-            group = tuple(names)
-            if read:
-                gain = self._attend(seen, layout, group, read)
-            else:
-                gain = {n: torch.zeros_like(states[n]) for n in group}
-            for name in group:
-                total = states[name] + F.dropout(gain[name], self.dropout, self.training)
-                new[name] = total if self.pre else self._norm(name)(total)
-        return new
+        weights, spec = self.weights, self.spec
+        seen = states
+        if self.pre:
+            norms = {n: weights.norm[_owner(spec, n)] for n in layout.present(self.normed)}
+            seen = states | {n: norm(states[n]) for n, norm in norms.items()}
+        groups: dict[Names, list[str]] = {}
+        idle: list[str] = []
+        for reader in layout.present(tuple(spec.reads)):
+            read = layout.readable(reader, spec.reads[reader])
+            (groups.setdefault(read, []) if read else idle).append(reader)
+        gain = {n: torch.zeros_like(states[n]) for n in idle}
+        if groups:
+            gain |= self._attend(seen, layout, {tuple(r): read for read, r in groups.items()})
+        return states | {n: self._sum(states[n], g, _owner(spec, n)) for n, g in gain.items()}
 
-    def _norm(self, stream: str) -> nn.Module:
-        return self.norm[_SHARED if _SHARED in self.norm else stream]
-
-    def _normed(self, states: States, layout: Layout) -> States:
-        names = {*self.spec.reads, *(s for r in self.spec.reads.values() for s in r)}
-        return {n: self._norm(n)(x) if n in names else x for n, x in states.items()}
-
-    def _attend(
-        self, states: States, layout: Layout, readers: tuple[str, ...], read: tuple[str, ...]
-    ) -> States:
-        q = _apply(self.query, states, readers).unflatten(1, (self.heads, -1))
-        k, v = _apply(self.keyvalue, states, read).unflatten(1, (2, self.heads, -1)).unbind(1)
-        causal = (*self.spec.causal, *layout.view.causal)
+    def _attend(self, states: States, layout: Layout, groups: Mapping[Names, Names]) -> States:
+        """What readers gain, each group from what it reads."""
+        weights, spec = self.weights, self.spec
+        readers = tuple(n for names in groups for n in names)
+        read = tuple(dict.fromkeys(n for names in groups.values() for n in names))
+        queries = _Rows(weights.query, spec, states, readers)
+        pairs = _Rows(weights.keyvalue, spec, states, read)
+        causal = (*spec.causal, *layout.view.causal)
         drop = self.dropout if self.training else 0.0
-        out = attention(q, k, v, layout, readers, read, causal, drop).flatten(1)
-        return _split_apply(self.output, _split(out, states, readers), readers)
+        out: States = {}
+        for names, these in groups.items():
+            q = queries.of(names).unflatten(1, (self.heads, -1))
+            k, v = pairs.of(these).unflatten(1, (2, self.heads, -1)).unbind(1)
+            rows = attention(q, k, v, layout, names, these, causal, drop).flatten(1)
+            out |= _split(rows, states, names)
+        return _Rows(weights.output, spec, out, readers).parts
 
 
-def _split_apply(modules: nn.ModuleDict, parts: States, names: tuple[str, ...]) -> States:
-    return _split(_apply(modules, parts, names), parts, names)
+def _normed(plan: Plan, place: Place, spec: Attend) -> Names:
+    """Streams that a block norms: its readers, before it all that it reads and is not settled."""
+    if plan.norm == "post":
+        return tuple(spec.reads)
+    names = dict.fromkeys((*spec.readers, *spec.read))
+    return tuple(n for n in names if plan.settled[n] >= place[0])
 
 
-class FeedBlock(nn.Module):
+def _norm(plan: Plan) -> Callable[[int], nn.Module]:
+    return lambda width: nn.LayerNorm(width, eps=plan.epsilon)
+
+
+class FeedBlock(_Block):
     """Feed-forward network with residual and norm."""
 
-    def __init__(self, spec: Feed, plan: Plan) -> None:
-        super().__init__()
-        self.spec, self.pre, self.dropout = spec, plan.norm == "pre", plan.dropout
+    def __init__(self, plan: Plan, place: Place, home: nn.Module | None = None) -> None:
+        super().__init__(plan, place, home)
+        self.spec: Feed = plan.blocks[place]  # type: ignore[assignment]
         self.activation = _ACTIVATIONS[plan.activation]
-        hidden = spec.hidden or plan.hidden
-        owners = _owners(spec.streams, spec.shared)
-        widths = {o: plan.widths[s[0]] for o, s in owners.items()}
-        self.up = nn.ModuleDict({o: nn.Linear(w, hidden) for o, w in widths.items()})
-        self.down = nn.ModuleDict({o: nn.Linear(hidden, w) for o, w in widths.items()})
-        self.norm = nn.ModuleDict({o: nn.LayerNorm(w, eps=plan.epsilon) for o, w in widths.items()})
+        if home is not None:
+            return
+        hidden = self.spec.hidden or plan.hidden
+        self.up = _each(plan, place, lambda _, b: b.streams, lambda w: nn.Linear(w, hidden))
+        self.down = _each(plan, place, lambda _, b: b.streams, lambda w: nn.Linear(hidden, w))
+        self.norm = _each(plan, place, lambda _, b: b.streams, _norm(plan))
 
     def forward(self, states: States, layout: Layout) -> States:
         """New states of the streams named."""
-        new = dict(states)
         names = layout.present(self.spec.streams)
-        if _SHARED in self.up and names:
-            joined = torch.cat([states[n] for n in names]) if len(names) > 1 else states[names[0]]
-            new |= _split(self._one(joined, _SHARED), states, names)
-        else:
-            new |= {n: self._one(states[n], n) for n in names}
-        return new
+        if not names:
+            return states
+        if not self.spec.shared:
+            return states | {n: self._one(states[n], n) for n in names}
+        joined = self._one(_cat([states[n] for n in names]), _SHARED)
+        return states | _split(joined, states, names)
 
     def _one(self, x: Tensor, owner: str) -> Tensor:
-        inside = self.norm[owner](x) if self.pre else x
-        gain = self.down[owner](self.activation(self.up[owner](inside)))
-        total = x + F.dropout(gain, self.dropout, self.training)
-        return total if self.pre else self.norm[owner](total)
+        weights = self.weights
+        inside = weights.norm[owner](x) if self.pre else x
+        gain = weights.down[owner](self.activation(weights.up[owner](inside)))
+        return self._sum(x, gain, owner)
 
 
 class FusionLayer(nn.Module):
-    """One layer of the plan."""
+    """One layer of the plan; ``before`` are those from which it may take weights."""
 
-    def __init__(self, plan: Plan, number: int) -> None:
+    def __init__(self, plan: Plan, number: int, before: nn.ModuleList) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            AttendBlock(b, plan) if isinstance(b, Attend) else FeedBlock(b, plan)
-            for b in plan.layers[number].blocks
-        )
+        self.blocks = nn.ModuleList()
+        for place, spec in enumerate(plan.layers[number].blocks):
+            home = plan.home[number, place]
+            own = home == (number, place)
+            holder = None if own else ([*before, self][home[0]].blocks[home[1]])
+            kind = AttendBlock if isinstance(spec, Attend) else FeedBlock
+            self.blocks.append(kind(plan, (number, place), holder))
 
     def forward(self, states: States, layout: Layout) -> States:
         """Block after block."""
@@ -159,16 +223,19 @@ class FusionLayer(nn.Module):
 
 
 class Fusion(nn.Module):
-    """All layers of a plan; with pre-norm, a last norm for each stream."""
+    """All layers of a plan; with pre-norm, a last norm for each stream, or one for all."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(FusionLayer(plan, n) for n in range(len(plan.layers)))
-        self.last = nn.ModuleDict(
-            {s: nn.LayerNorm(w, eps=plan.epsilon) for s, w in plan.widths.items()}
-            if plan.norm == "pre"
-            else {}
-        )
+        self.layers = nn.ModuleList()
+        for number in range(len(plan.layers)):
+            self.layers.append(FusionLayer(plan, number, self.layers))
+        widths = plan.widths if plan.norm == "pre" else {}
+        #: by stream, the name of its last norm
+        self.closing = {s: _SHARED if plan.last == "shared" else s for s in widths}
+        self.last = nn.ModuleDict({self.closing[s]: _norm(plan)(w) for s, w in widths.items()})
+        #: after how many layers a stream's last norm comes
+        self.after = {s: plan.settled[s] + 1 for s in widths}
         self.checkpointing = False  #: recompute each layer's activations in backward
 
     def forward(
@@ -176,9 +243,16 @@ class Fusion(nn.Module):
     ) -> States:
         """Final states by stream, each ``[N, width]``; ``record`` collects what was looked at."""
         layout = Layout(view, record)
-        for layer in self.layers:
+        states = self._settle(states, 0)
+        for number, layer in enumerate(self.layers):
             if self.checkpointing and self.training:
                 states = checkpoint(layer, states, layout, use_reentrant=False)
             else:
                 states = layer(states, layout)
-        return {n: self.last[n](x) if n in self.last else x for n, x in states.items()}
+            states = self._settle(states, number + 1)
+        return states
+
+    def _settle(self, states: States, layers: int) -> States:
+        """The last norm of the streams that no layer changes after so many."""
+        done = [n for n in states if self.after.get(n) == layers]
+        return states | {n: self.last[self.closing[n]](states[n]) for n in done}

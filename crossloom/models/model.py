@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from crossloom.batch import Batch, Encoded, ViewBatch
+from crossloom.batch import Batch, Encoded, Stream, ViewBatch
 from crossloom.modalities.modality import Embedder, Modality
-from crossloom.models.attention import Attention
+from crossloom.models.attention import Attention, Layout
 from crossloom.models.fusion import Fusion
 from crossloom.models.plan import Plan
-from crossloom.objectives.objective import Objective
+from crossloom.objectives.objective import Head, Objective
 from crossloom.objectives.reconstruct import ReconstructHead
 from crossloom.objectives.view import View
 
@@ -41,7 +41,8 @@ class CrossloomModel(nn.Module):
         Raises:
             ValueError: an objective asks for streams or targets that do not exist, two different
                 views share a name, the plan and the modalities name different streams, tied
-                streams differ in more than the member they read, or a mark has nothing to mark.
+                streams differ in more than the member they read, what embedders or heads share
+                does not exist, or a mark has nothing to mark.
         """
         super().__init__()
         tied = tied or {}
@@ -74,6 +75,12 @@ class CrossloomModel(nn.Module):
         self.embed = nn.ModuleDict(
             {s: m.embedder(widths[s]) for s, m in modalities.items() if self.owner[s] == s}
         )
+        owners = {s: self._embedder(owner) for s, owner in self.owner.items()}
+        for stream in self.embed:
+            try:
+                self._embedder(stream).borrow(owners)
+            except ValueError as error:
+                raise ValueError(f"modalities.{stream}: {error}") from None
         _check_marks(marked, self.owner, self.views.values())
         # zero: at first a second picture looks like the first (UNITER copies the type's embedding)
         self.marks = nn.ParameterDict({s: nn.Parameter(torch.zeros(widths[s])) for s in marked})
@@ -82,18 +89,36 @@ class CrossloomModel(nn.Module):
         for head in self.heads.values():
             if not isinstance(head, ReconstructHead) or not head.tied:
                 continue
-            embedder = self.embed[self.owner[head.stream]]
-            assert isinstance(embedder, Embedder)
-            if embedder.tied(head.name) is None:
+            if self._embedder(self.owner[head.stream]).tied(head.name) is None:
                 head.untie()
+        for name, objective in objectives.items():
+            if objective.shares:
+                _share(name, objective.shares, self.heads)
         _initialise(self)
+        _set_epsilon(self, plan.epsilon)
+
+    def _embedder(self, stream: str) -> Embedder:
+        embedder = self.embed[stream]
+        assert isinstance(embedder, Embedder)
+        return embedder
 
     def encode(self, view: ViewBatch, record: list[Attention] | None = None) -> Encoded:
         """One view through embedders and Transformer."""
         embedders = {stream: self.embed[owner] for stream, owner in self.owner.items()}
-        states = {name: embedders[name](stream) for name, stream in view.streams.items()}
+        states = {
+            name: self._embed(self._embedder(self.owner[name]), name, view) for name in view.streams
+        }
         states |= {s: states[s] + mark for s, mark in self.marks.items() if s in states}
         return Encoded(view, self.fusion(states, view, record), embedders)
+
+    def _embed(self, embedder: Embedder, name: str, view: ViewBatch) -> Tensor:
+        stream = view.streams[name]
+        if not embedder.looks_at:
+            return embedder(stream)
+        # what may not be read in this view may not be looked at either
+        readable = Layout(view).readable(name, embedder.looks_at)
+        others: dict[str, Stream] = {n: view.streams[n] for n in readable}
+        return embedder(stream, others)
 
     def forward(
         self, batch: Batch, predict: tuple[str, ...] = ()
@@ -121,6 +146,18 @@ class CrossloomModel(nn.Module):
         }
 
 
+def _share(name: str, other: str, heads: nn.ModuleDict) -> None:
+    if other not in heads or other == name:
+        raise ValueError(f"objectives.{name}.shares: there is no other objective {other!r}")
+    head, lender = heads[name], heads[other]
+    assert isinstance(head, Head)
+    assert isinstance(lender, Head)
+    try:
+        head.borrow(lender)
+    except ValueError as error:
+        raise ValueError(f"objectives.{name}.shares: {error}") from None
+
+
 def _check_tie(
     stream: str,
     owner: str,
@@ -145,6 +182,16 @@ def _check_marks(marked: tuple[str, ...], owners: Mapping[str, str], views: Iter
             raise ValueError(f"marked: {stream!r} is no tied stream; add it to `tied`")
         if stream not in shown:
             raise ValueError(f"marked: no objective's view shows {stream!r}")
+
+
+def _set_epsilon(module: nn.Module, epsilon: float) -> None:
+    """One epsilon for the layer norms of layers, embedders and heads: the plan's."""
+    if getattr(module, "keeps_weights", False):
+        return
+    if isinstance(module, nn.LayerNorm):
+        module.eps = epsilon
+    for child in module.children():
+        _set_epsilon(child, epsilon)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,12 +1,18 @@
-"""Plans of the published topologies, for any streams."""
+"""Plans of the published topologies, for any streams.
+
+``dataclasses.replace(plan, activation=…, epsilon=…)`` sets what a preset does not ask for.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from crossloom.models.plan import Attend, Feed, Layer, Plan
 
 Norm = Literal["pre", "post"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "quick_gelu"]
 
 
 def single_stream(
@@ -18,12 +24,19 @@ def single_stream(
     hidden: int | None = None,
     norm: Norm = "post",
     dropout: float = 0.1,
+    tied: bool = False,
 ) -> Plan:
-    """All streams read all streams with one set of weights: UNITER, VisualBERT, VL-BERT, XLM."""
+    """All streams read all streams with one set of weights: UNITER, VisualBERT, VL-BERT, XLM.
+
+    With ``tied``, all layers use the weights of the first (ALBERT, section 3.1). Prefixes and left
+    to right reading (VLP) are matters of the view: ``View.reads`` and ``View.causal``.
+    """
     layer = Layer(
         blocks=(
-            Attend(reads=dict.fromkeys(streams, streams), shared=True),
-            Feed(streams=streams, shared=True),
+            Attend(
+                reads=dict.fromkeys(streams, streams), shared=True, tied="attend" if tied else ""
+            ),
+            Feed(streams=streams, shared=True, tied="feed" if tied else ""),
         )
     )
     return _plan(streams, (layer,) * layers, width, heads, hidden, norm, dropout)
@@ -61,6 +74,7 @@ def co_attention(
     bridge_heads: int | None = None,
     image_hidden: int | None = None,
     dropout: float = 0.1,
+    epsilon: float = 1e-12,
 ) -> Plan:
     """ViLBERT: text alone, then pairs of (each reads the other, each reads itself).
 
@@ -73,6 +87,7 @@ def co_attention(
         bridge, bridge_heads: inner width and heads of the connection layers (ViLBERT: 1024, 8).
         image_hidden: inside the image's feed-forward (ViLBERT: 1024), four times its width if None.
         dropout: probability.
+        epsilon: of the layer norms, as published.
     """
     other = image_width or width
     image_heads = bridge_heads or heads
@@ -95,6 +110,7 @@ def co_attention(
         inner=width,
         hidden=4 * width,
         dropout=dropout,
+        epsilon=epsilon,
     )
 
 
@@ -108,6 +124,7 @@ def cross_encoder(
     width: int = 768,
     heads: int = 12,
     dropout: float = 0.1,
+    epsilon: float = 1e-12,
 ) -> Plan:
     """LXMERT: each alone, then layers of shared cross-attention, self-attention, feed-forward."""
     both = (text, image)
@@ -123,31 +140,73 @@ def cross_encoder(
             Feed(streams=both),
         )
     )
-    return _plan(both, alone + (crossed,) * cross, width, heads, None, "post", dropout)
+    plan = _plan(both, alone + (crossed,) * cross, width, heads, None, "post", dropout)
+    return replace(plan, epsilon=epsilon)
 
 
 def encoder_decoder(
-    source: str,
+    source: str | tuple[str, ...],
     target: str,
     *,
     layers: int = 12,
+    decoder_layers: int | None = None,
     width: int = 768,
     heads: int = 12,
     hidden: int | None = None,
     norm: Norm = "post",
     dropout: float = 0.1,
+    tied: bool = False,
 ) -> Plan:
-    """A source that reads itself, and a causal target that reads itself and the source."""
-    encoder = Layer(blocks=(Attend(reads={source: (source,)}), Feed(streams=(source,))))
-    decoder = Layer(
-        blocks=(
-            Attend(reads={target: (target,)}, causal=(target,)),
-            Attend(reads={target: (source,)}),
-            Feed(streams=(target,)),
+    """Sources that read each other, and a causal target that reads itself and the sources.
+
+    Args:
+        source: one stream, or several read together with one set of weights.
+        target: the stream that is generated.
+        layers, decoder_layers: of the sources, and of the target (as many when None).
+        width, heads, hidden, norm, dropout: see :class:`~crossloom.models.plan.Plan`.
+        tied: the decoder reads itself and feeds forward with the encoder's weights, layer by
+            layer; only what it reads the sources with is its own (XGPT).
+
+    Raises:
+        ValueError: tied halves of different depth.
+    """
+    sources = (source,) if isinstance(source, str) else source
+    depth = layers if decoder_layers is None else decoder_layers
+    if tied and depth != layers:
+        raise ValueError(f"tied halves have one depth, not {layers} and {depth} layers")
+    together = tied or len(sources) > 1
+
+    def named(number: int, what: str) -> str:
+        return f"{what}-{number}" if tied else ""
+
+    encoder = tuple(
+        Layer(
+            blocks=(
+                Attend(
+                    reads=dict.fromkeys(sources, sources), shared=together, tied=named(n, "attend")
+                ),
+                Feed(streams=sources, shared=together, tied=named(n, "feed")),
+            )
         )
+        for n in range(layers)
     )
-    plan = (encoder,) * layers + (decoder,) * layers
-    return _plan((source, target), plan, width, heads, hidden, norm, dropout)
+    decoder = tuple(
+        Layer(
+            blocks=(
+                Attend(
+                    reads={target: (target,)},
+                    causal=(target,),
+                    shared=tied,
+                    tied=named(n, "attend"),
+                ),
+                Attend(reads={target: sources}),
+                Feed(streams=(target,), shared=tied, tied=named(n, "feed")),
+            )
+        )
+        for n in range(depth)
+    )
+    plan = encoder + decoder
+    return _plan((*sources, target), plan, width, heads, hidden, norm, dropout)
 
 
 def _plan(
@@ -167,4 +226,63 @@ def _plan(
         hidden=hidden or 4 * width,
         norm=norm,
         dropout=dropout,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """Size of one stream's own Transformer."""
+
+    layers: int
+    width: int
+    heads: int
+    hidden: int
+
+
+def towers(
+    sizes: Mapping[str, Tower],
+    *,
+    causal: tuple[str, ...] = (),
+    norm: Norm = "pre",
+    activation: Activation = "gelu",
+    dropout: float = 0.0,
+    epsilon: float = 1e-5,
+) -> Plan:
+    """Streams that never read each other, each with a Transformer of its own size: CLIP, SigLIP.
+
+    Args:
+        sizes: by stream.
+        causal: streams whose units read no later unit (CLIP's text).
+        norm, activation, dropout, epsilon: of the plan.
+    """
+
+    def layer(number: int) -> Layer:
+        return Layer(
+            blocks=tuple(
+                block
+                for stream, size in sizes.items()
+                if number < size.layers
+                for block in (
+                    Attend(
+                        reads={stream: (stream,)},
+                        causal=tuple(c for c in causal if c == stream),
+                        heads=size.heads,
+                        inner=size.width,
+                    ),
+                    Feed(streams=(stream,), hidden=size.hidden),
+                )
+            )
+        )
+
+    first = next(iter(sizes.values()))
+    return Plan(
+        widths={s: size.width for s, size in sizes.items()},
+        layers=tuple(layer(n) for n in range(max(size.layers for size in sizes.values()))),
+        heads=first.heads,
+        inner=first.width,
+        hidden=first.hidden,
+        norm=norm,
+        activation=activation,
+        dropout=dropout,
+        epsilon=epsilon,
     )

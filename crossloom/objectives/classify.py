@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality
-from crossloom.objectives.objective import Aim, Head, Objective, example_aim
+from crossloom.objectives.objective import Aim, Head, Objective, example_aim, lend
 from crossloom.objectives.pool import Pool, Pooler
 from crossloom.objectives.view import Shown
 from crossloom.units import Array
@@ -81,6 +81,10 @@ class ClassifyHead(Head):
             nn.LayerNorm(2 * width),
             nn.Linear(2 * width, classes),
         )
+
+    def borrow(self, other: Head) -> None:
+        """Use another head's pooler."""
+        lend(self, other, "pooler")
 
     def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
         """Loss, and ``correct``: the score of the most likely class."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,9 +21,11 @@ from torch.utils.checkpoint import checkpoint
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality
 from crossloom.objectives.objective import Aim, Head, Objective, example_aim
-from crossloom.objectives.pool import Pool, summary
+from crossloom.objectives.pool import Pool, Summary
 from crossloom.objectives.view import Shown
 from crossloom.units import Array, keyed_rng
+
+Projection = Literal["linear", "affine", "none"]
 
 #: Logits held at once, elements.
 LOGITS_AT_ONCE = 2**24
@@ -45,6 +47,11 @@ class Contrast(Objective):
     dim: int = 256
     """Size of the common space."""
     pool: Pool = "first"
+    pools: Mapping[str, Pool] = field(default_factory=dict)
+    """By stream, where it differs from ``pool``."""
+    projections: Mapping[str, Projection] = field(default_factory=dict)
+    """By stream: ``linear`` has no bias (when not said), ``affine`` has one; ``none`` takes the
+    summary itself, whose width must be ``dim``."""
     shared: bool = False
     """One projection for both streams: two texts (InfoXLM), not a text and an image."""
     temperature: float = 0.07
@@ -72,6 +79,10 @@ class Contrast(Objective):
         super().check(modalities)
         if strange := [s for s in self.pair if s not in self.view.streams]:
             raise ValueError(f"view {self.view.name!r} does not show {', '.join(strange)}")
+        if strange := [s for s in (*self.pools, *self.projections) if s not in self.pair]:
+            raise ValueError(
+                f"pools, projections: {strange[0]!r} is not of the pair {', '.join(self.pair)}"
+            )
 
 
 class ContrastHead(Head):
@@ -79,33 +90,46 @@ class ContrastHead(Head):
 
     def __init__(self, spec: Contrast, widths: Mapping[str, int]) -> None:
         super().__init__()
-        self.pair, self.pool, self.form = spec.pair, spec.pool, spec.form
+        self.pair, self.form = spec.pair, spec.form
         projected = spec.pair[:1] if spec.shared else spec.pair
         if len({widths[s] for s in spec.pair}) > len(projected):
             raise ValueError(f"{' and '.join(spec.pair)} differ in width; set shared to false")
         self.owner = {s: spec.pair[0] if spec.shared else s for s in spec.pair}
-        self.project = nn.ModuleDict(
-            {s: nn.Linear(widths[s], spec.dim, bias=False) for s in projected}
+        self.summary = nn.ModuleDict(
+            {s: Summary(s, widths[s], spec.pools.get(s, spec.pool)) for s in spec.pair}
         )
+        self.project = nn.ModuleDict(
+            {s: _projection(spec.projections.get(s, "linear"), s, widths[s], spec.dim)
+             for s in projected}
+        )  # fmt: skip
         self.scale = nn.Parameter(torch.tensor(math.log(1 / spec.temperature)))
         # SigLIP starts at -10 so that the many negatives do not dominate the first steps
         self.bias = nn.Parameter(torch.tensor(-10.0)) if spec.form == "sigmoid" else None
 
     def features(self, encoded: Encoded, stream: str) -> Tensor:
         """Unit vectors ``[E, dim]`` of one stream, float32."""
-        state = summary(encoded, stream, self.pool)
+        state = self.summary[stream](encoded)
         return F.normalize(self.project[self.owner[stream]](state).float(), dim=1)
 
     def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
         """Loss over the local pairs against the global batch, and ``correct`` retrievals."""
         a, b = (self.features(encoded, s).index_select(0, aim.index) for s in self.pair)
-        # a learned temperature is kept from running away (CLIP, section 2.5)
-        scale = self.scale.clamp(max=math.log(100)).exp()
+        # the softmax form's temperature is kept from running away (CLIP, section 2.5); the sigmoid
+        # form has no such limit, and published weights lie beyond it
+        scale = (self.scale.clamp(max=math.log(100)) if self.bias is None else self.scale).exp()
         return contrast(a, b, aim.value, aim.weight, scale, self.bias)
 
     def predict(self, encoded: Encoded) -> Tensor:
         """Both features of each example, ``[E, 2, dim]``."""
         return torch.stack([self.features(encoded, s) for s in self.pair], dim=1)
+
+
+def _projection(kind: Projection, stream: str, width: int, dim: int) -> nn.Module:
+    if kind != "none":
+        return nn.Linear(width, dim, bias=kind == "affine")
+    if width != dim:
+        raise ValueError(f"projections.{stream}: none needs dim {width}, the width; it is {dim}")
+    return nn.Identity()
 
 
 def contrast(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality
-from crossloom.objectives.objective import Aim, Head, Objective, example_aim
+from crossloom.objectives.objective import Aim, Head, Objective, example_aim, lend
 from crossloom.objectives.pool import Pool, Pooler
 from crossloom.objectives.view import Shown
 from crossloom.units import Array
@@ -73,6 +73,10 @@ class MatchHead(Head):
         super().__init__()
         self.pooler = pooler
         self.score = nn.Linear(pooler.width, 2)
+
+    def borrow(self, other: Head) -> None:
+        """Use another head's pooler."""
+        lend(self, other, "pooler")
 
     def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
         """Cross entropy and ``correct``."""

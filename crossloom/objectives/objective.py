@@ -43,6 +43,33 @@ class Head(nn.Module, ABC):
         """Per example, ``[E, ...]``: what evaluation reads (scores, logits, an embedding)."""
         raise NotImplementedError(f"{type(self).__name__} predicts nothing per example")
 
+    def borrow(self, other: Head) -> None:
+        """Use another head's part instead of an own one: its transform, or its pooler.
+
+        What is borrowed must not be registered as a submodule: its owner saves and counts it.
+
+        Raises:
+            ValueError: this head, or the other, has no such part, or they differ in shape.
+        """
+        raise ValueError(f"{type(self).__name__} has nothing that another head could lend")
+
+
+def lend(borrower: Head, lender: Head, part: str) -> None:
+    """Put ``lender``'s module in place of ``borrower``'s, without registering it there.
+
+    Raises:
+        ValueError: the lender has no such module of its own, or it differs in shape.
+    """
+    own, other = getattr(borrower, part), lender._modules.get(part)
+    if other is None:
+        raise ValueError(f"that objective has no {part} of its own")
+    shapes = [[p.shape for p in m.parameters()] for m in (own, other)]
+    if shapes[0] != shapes[1] or repr(own) != repr(other):
+        raise ValueError(f"that objective's {part} is made otherwise")
+    delattr(borrower, part)
+    # straight into the instance, past nn.Module's registration
+    borrower.__dict__[part] = other
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
@@ -53,6 +80,9 @@ class Objective(ABC):
     """False when examples of the global batch interact (contrast): no gradient accumulation."""
     view: View
     weight: float = 1.0
+    shares: str = ""
+    """Objective whose head lends this one its transform (LXMERT's heads on regions have one between
+    them) or its pooler (what tells matches and answers questions there); empty for an own one."""
 
     @property
     def scored(self) -> str:

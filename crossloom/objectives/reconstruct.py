@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality, Target
-from crossloom.objectives.objective import Aim, Head, Objective
+from crossloom.objectives.objective import Aim, Head, Objective, lend
 from crossloom.objectives.view import Shown
 from crossloom.units import Array, Fate
 
@@ -123,6 +123,10 @@ class ReconstructHead(Head):
         self.shape = (target.dim, width)
         if not tied:
             self.untie()
+
+    def borrow(self, other: Head) -> None:
+        """Use another head's transform."""
+        lend(self, other, "transform")
 
     def untie(self) -> None:
         """Give the head a matrix of its own (the embedder offers none, or none is wanted)."""

@@ -20,7 +20,7 @@ class Hide:
     """Which units of a stream are selected for prediction, and what becomes of them.
 
     Of the selected units (or groups), a share ``show`` stays visible, a share ``swap`` takes a
-    random value (discrete modalities), the rest is hidden (BERT: 0.15, 0.1, 0.1).
+    random value (an id; another image's region), the rest is hidden (BERT: 0.15, 0.1, 0.1).
     """
 
     rate: float = 0.15
@@ -58,6 +58,10 @@ class View:
     """Streams do not read each other: two encoders in one pass, whatever the plan."""
     causal: tuple[str, ...] = ()
     """Streams read left to right in this view."""
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By stream, what it may read at most, whatever the plan says; all for those not named. With
+    ``causal``, a prefix: the caption reads the image and its own past, the image itself alone
+    (UniLM, section 2.2; VLP)."""
     twice: Mapping[str, str] = field(default_factory=dict)
     """Show each example a second time, with other streams in these streams' places
     (``{image: second}``: a text with each of two pictures, the same weights for both)."""
@@ -66,10 +70,21 @@ class View:
     example: what a matching pair must be preferred to."""
 
     def __post_init__(self) -> None:
-        named = {*self.hide, *self.causal, *self.twice, *self.against}
-        named |= {self.mismatch} if self.mismatch else set()
+        read = (s for names in self.reads.values() for s in names)
+        mismatch = [self.mismatch] if self.mismatch else []
+        named = {
+            *self.hide,
+            *self.causal,
+            *self.reads,
+            *read,
+            *mismatch,
+            *self.twice,
+            *self.against,
+        }
         if strange := sorted(named - set(self.streams)):
             raise ValueError(f"view {self.name!r} shows {self.streams}, not {', '.join(strange)}")
+        if self.apart and self.reads:
+            raise ValueError(f"view {self.name!r}: streams apart read themselves; drop `reads`")
         if self.twice and (self.against or self.mismatch):
             raise ValueError(f"view {self.name!r}: twice goes with neither against nor mismatch")
 

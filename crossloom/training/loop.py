@@ -31,12 +31,11 @@ from crossloom.training.run import (
     check_identities,
     continued,
     identities,
-    load_weights,
     make_model,
     make_stack,
     prepare_folder,
-    start_from,
 )
+from crossloom.training.start import start
 from crossloom.training.torch_engine import TorchEngine
 
 
@@ -104,9 +103,7 @@ def train(
     shares = Shares(recipe.micro, environment.rank, environment.world, recipe.fused)
     model = make_model(recipe)
     stack = make_stack(recipe)
-    if recipe.start and not found:
-        weights, _ = load_weights(recipe.start)
-        start_from(model, weights)
+    started = start(model, recipe) if recipe.start and not found else None
     engine: Engine = TorchEngine(model, recipe, environment)
     first, before = 0, dict[str, str]()
     badness = Badness(recipe, stack.defects)
@@ -116,6 +113,9 @@ def train(
     if environment.main:
         prepare_folder(out, recipe)
         Quarantine.prepare(out, first, stack.defects)
+        if started:
+            started.save(out / "start.json")
+            print(started)
         for reason in refused:
             print(f"refused checkpoint: {reason}")
         for name, told in before.items():

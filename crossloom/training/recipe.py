@@ -163,7 +163,8 @@ class Recipe:
     data: str = "."
     """Folder that shards and vocabularies are relative to."""
     start: str = ""
-    """Run directory (or safetensors file) whose weights the run starts from."""
+    """Run directory (or safetensors file) whose weights the run starts from. It may be of another
+    plan: what plays the same part is taken; the new run's ``start.json`` lists what was."""
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
     precision: Literal["fp32", "bf16"] = "fp32"

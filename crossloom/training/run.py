@@ -194,10 +194,17 @@ def check_identities(recipe: Recipe, known: Mapping[str, str], where: str) -> No
 
 
 def prepare_folder(folder: Path, recipe: Recipe) -> None:
-    """Create a run directory with its recipe and copies of its vocabularies."""
+    """Create a run directory with its recipe and copies of its vocabularies.
+
+    A vocabulary that is not there is passed over: a model of known size can do without.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for stream, modality in recipe.modalities.items():
         path = getattr(modality, "vocabulary", None) if stream not in recipe.tied else None
-        if path and Path(path).resolve() != (folder / f"{stream}.model").resolve():
+        if (
+            path
+            and Path(path).is_file()
+            and Path(path).resolve() != (folder / f"{stream}.model").resolve()
+        ):
             shutil.copyfile(path, folder / f"{stream}.model")
     checkpoint.write_atomically(folder / RECIPE, to_yaml(recipe))

@@ -18,6 +18,7 @@ ALLOWED = {
     "models": {"modalities", "objectives"},
     "training": {"modalities", "objectives", "data_pipelines", "models"},
     "evaluation": {"modalities", "objectives", "data_pipelines", "models", "training"},
+    "interop": {"modalities", "objectives", "data_pipelines", "models", "training"},
     "recipes": {"modalities", "objectives", "data_pipelines", "models", "training"},
     "testing": {"modalities", "objectives", "data_pipelines", "models", "training", "evaluation"},
 }

@@ -9,7 +9,7 @@ from crossloom.data_pipelines.read import Pairs, Parallel, Questions, Texts
 from crossloom.data_pipelines.shards import ShardError, index_path, load_index, open_shards
 from crossloom.data_pipelines.source import Source
 from crossloom.data_pipelines.write import ShardWriter
-from crossloom.objectives.view import View
+from crossloom.objectives.view import Hide, View
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.units import BadSample, Fate, keyed_rng
 
@@ -185,6 +185,34 @@ def test_mismatch_takes_another_sample_half_the_time(world):
     for example, one in zip(found, shown, strict=True):
         same = one.units["image"] is example.units["image"]
         assert same == one.matched
+
+
+def test_swapped_regions_are_those_of_other_images(world):
+    """LXMERT's corruption: of what is selected, some show another image's region."""
+    recipe, found = make_examples(world, 6)
+    hide = Hide(rate=0.9, show=0.1, swap=0.6)
+    view = View(name="regions", streams=("image",), hide={"image": hide})
+    taken = set()
+    for example in found:
+        one = exhibit(example, view, recipe.modalities, 0, found)
+        again = exhibit(example, view, recipe.modalities, 0, found)
+        units, fate = example.units["image"], one.shown.fate["image"]
+        feature = one.content["image"]["feature"]
+        assert (feature == again.content["image"]["feature"]).all()
+        assert (units.targets["feature"] == units.content["feature"]).all()
+        assert (one.content["image"]["box"] == units.content["box"]).all()
+        swapped = fate == Fate.SWAP
+        assert (feature[~swapped] == units.content["feature"][~swapped]).all()
+        for row in feature[swapped]:
+            owners = [
+                e.key for e in found if (e.units["image"].content["feature"] == row).all(1).any()
+            ]
+            assert owners
+            assert example.key not in owners
+            taken |= set(owners)
+        alone = exhibit(example, view, recipe.modalities, 0, [example])
+        assert (alone.content["image"]["feature"] == units.content["feature"]).all()
+    assert len(taken) > 3
 
 
 def test_a_sample_alone_stays_matched(world):

@@ -1,0 +1,107 @@
+"""Starting a run from another's weights, of the same recipe or of a quite different one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossloom.models.model import CrossloomModel
+from crossloom.models.plan import Plan
+from crossloom.models.start import transplant
+from crossloom.training.checkpoint import write_atomically
+from crossloom.training.recipe import Recipe
+from crossloom.training.run import RECIPE, load_weights, open_run
+
+
+@dataclass(frozen=True)
+class Started:
+    """What became of the weights that a run was to start from."""
+
+    source: str
+    taken: tuple[str, ...]  #: the model's weights that are the source's now
+    fresh: tuple[str, ...]  #: the model's weights that keep their initial values
+    unused: tuple[str, ...]  #: the source's weights that no name of the model's was found for
+
+    def save(self, path: Path) -> None:
+        """As JSON, for people."""
+        write_atomically(path, json.dumps(vars(self), indent=1) + "\n")
+
+    def __str__(self) -> str:
+        return f"{len(self.taken)} weights from {self.source}; {len(self.fresh)} start afresh"
+
+
+def start(model: CrossloomModel, recipe: Recipe) -> Started:
+    """Give a model the weights of ``recipe.start``, as far as they fit.
+
+    By name and shape first. When the source is a run whose layers are others than the recipe's,
+    the same name means another thing: layers, and embedders of streams with another name, are then
+    taken by the part they play (:mod:`crossloom.models.start`). Rows of a token table are taken
+    from the same vocabulary only.
+
+    Raises:
+        RecipeError: there are no weights.
+    """
+    weights, _ = load_weights(recipe.start)
+    own = model.state_dict()
+    before = open_run(recipe.start) if (Path(recipe.start) / RECIPE).is_file() else None
+    barred = _other_words(recipe, before)
+    taken = {
+        name: value
+        for name, value in weights.items()
+        if name in own and own[name].shape == value.shape and name not in barred
+    }
+    if before is not None:
+        if not same_layers(before.plan, recipe.plan):
+            taken = {k: v for k, v in taken.items() if not k.startswith("fusion.")}
+        moved = transplant(weights, own, before.plan, recipe.plan, _alike(recipe, before))
+        taken = {k: v for k, v in moved.items() if k not in barred} | taken
+    model.load_state_dict(taken, strict=False)
+    used = {id(v) for v in taken.values()}
+    return Started(
+        source=recipe.start,
+        taken=tuple(sorted(taken)),
+        fresh=tuple(sorted(set(own) - set(taken))),
+        unused=tuple(sorted(k for k, v in weights.items() if id(v) not in used and k not in taken)),
+    )
+
+
+def same_layers(source: Plan, target: Plan) -> bool:
+    """Whether a name of a layer's weight means the same in both plans."""
+    return source.norm == target.norm and (
+        source.layers == target.layers or source.restricted(target.streams).layers == target.layers
+    )
+
+
+def _alike(recipe: Recipe, before: Recipe) -> Mapping[str, str]:
+    """By stream, the source's that it takes after: of the same name, or else the same kind."""
+    found = {}
+    for stream, modality in recipe.modalities.items():
+        kinds = {s: m.kind for s, m in before.modalities.items()}
+        if kinds.get(stream) == modality.kind:
+            found[stream] = stream
+        elif same := [s for s, kind in kinds.items() if kind == modality.kind]:
+            found[stream] = same[0]
+    return found
+
+
+def _other_words(recipe: Recipe, before: Recipe | None) -> set[str]:
+    """Names of token tables, and of what scores tokens, whose rows mean other words."""
+    if before is None:
+        return set()
+    barred = set()
+    for stream, source in _alike(recipe, before).items():
+        mine, theirs = _identity(recipe, stream), _identity(before, source)
+        if mine and theirs and mine != theirs:
+            barred.add(f"embed.{stream}.token.weight")
+            heads = [o for o, x in recipe.objectives.items() if x.scored == stream]
+            barred |= {f"heads.{o}.{part}" for o in heads for part in ("bias", "decoder")}
+    return barred
+
+
+def _identity(recipe: Recipe, stream: str) -> str:
+    try:
+        return recipe.modalities[stream].identity()
+    except ValueError:  # its file is not here
+        return ""

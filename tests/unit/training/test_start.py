@@ -1,0 +1,169 @@
+"""Starting from another run: the same plan, and plans that share no layout."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from crossloom.models.presets import co_attention, cross_encoder, single_stream
+from crossloom.objectives.presets import itm, mlm
+from crossloom.testing.recipes import tiny_recipe
+from crossloom.training.recipe import Component
+from crossloom.training.run import WEIGHTS, make_model, prepare_folder
+from crossloom.training.start import start
+
+STREAMS = ("text", "image")
+SIZE = {"width": 24, "heads": 2, "dropout": 0.0}
+
+
+def saved(recipe, folder):
+    """A run of random weights."""
+    from safetensors.torch import save_file
+
+    model = make_model(recipe)
+    with torch.no_grad():
+        for number, p in enumerate(model.parameters()):
+            p.normal_(generator=torch.Generator().manual_seed(number))
+    prepare_folder(folder, recipe)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
+    return model.state_dict()
+
+
+@pytest.fixture
+def base(world):
+    return tiny_recipe(world).located()
+
+
+def textual(base, **more):
+    """BERT's shape: text alone."""
+    part = next(iter(base.mixture.values()))
+    return replace(
+        base,
+        modalities={"text": base.modalities["text"]},
+        plan=single_stream(("text",), layers=4, **SIZE, **more),
+        objectives={"mlm": mlm(("text",))},
+        mixture={"texts": Component(shards=part.shards, reader=part.reader, objectives=("mlm",))},
+    )
+
+
+def paired(base, plan, source=""):
+    part = next(iter(base.mixture.values()))
+    both = {s: base.modalities[s] for s in STREAMS}
+    return replace(
+        base,
+        modalities=both,
+        plan=plan,
+        objectives={"mlm": mlm(STREAMS), "itm": itm(STREAMS)},
+        mixture={
+            "pairs": Component(shards=part.shards, reader=part.reader, objectives=("mlm", "itm"))
+        },
+        start=str(source),
+    )
+
+
+def started(recipe):
+    model = make_model(recipe)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    report = start(model, recipe)
+    return model.state_dict(), before, report
+
+
+def test_text_layers_start_a_two_stream_model(base, tmp_path):
+    """LXMERT's layout: two layers of text, one of image, then two crossed, each with a pair."""
+    source = saved(textual(base), tmp_path / "bert")
+    plan = cross_encoder("text", "image", text_layers=2, image_layers=1, cross=2, **SIZE)
+    found, before, report = started(paired(base, plan, tmp_path / "bert"))
+    # text's own layers: 0, 1, and within the crossed ones 3 and 4 (self-attention is block 1)
+    for number, (layer, block) in enumerate([(0, 0), (1, 0), (3, 1), (4, 1)]):
+        for part in ("query", "keyvalue", "output", "norm"):
+            into = f"fusion.layers.{layer}.blocks.{block}.{part}.text.weight"
+            name = f"fusion.layers.{number}.blocks.0.{part}.shared.weight"
+            assert torch.equal(found[into], source[name]), into
+        for part in ("up", "down", "norm"):
+            into = f"fusion.layers.{layer}.blocks.{block + 1}.{part}.text.bias"
+            name = f"fusion.layers.{number}.blocks.1.{part}.shared.bias"
+            assert torch.equal(found[into], source[name]), into
+    fresh = [n for n in found if ".image." in n or ".blocks.0.query.shared" in n]
+    assert fresh
+    for name in fresh:
+        assert torch.equal(found[name], before[name]), name
+        assert name in report.fresh
+    assert torch.equal(found["embed.text.token.weight"], source["embed.text.token.weight"])
+    assert torch.equal(found["heads.mlm.bias"], source["heads.mlm.bias"])
+    assert set(report.taken) | set(report.fresh) == set(found)
+    assert not set(report.taken) & set(report.fresh)
+
+
+def test_one_name_of_two_meanings_is_not_taken(base, tmp_path):
+    """Layer 2, block 0 is text reading the image in one plan, and the image itself in the other."""
+    vilbert = co_attention("text", "image", first=2, pairs=1, **SIZE)
+    source = saved(paired(base, vilbert), tmp_path / "vilbert")
+    lxmert = cross_encoder("text", "image", text_layers=2, image_layers=1, cross=1, **SIZE)
+    found, _, _ = started(paired(base, lxmert, tmp_path / "vilbert"))
+    name = "fusion.layers.2.blocks.0.query.image.weight"
+    assert source[name].shape == found[name].shape
+    assert not torch.equal(found[name], source[name])
+    # the image's first own layer is block 4 of ViLBERT's pair: after both texts' and its feed
+    own = [k for k in source if k.startswith("fusion.layers.2.") and "query.image.weight" in k]
+    assert torch.equal(found[name], source[own[1]])
+
+
+def test_a_single_stream_starts_from_text_and_gives_to_one(base, tmp_path):
+    source = saved(textual(base), tmp_path / "bert")
+    uniter = paired(base, single_stream(STREAMS, layers=3, **SIZE), tmp_path / "bert")
+    found, _, report = started(uniter)
+    for layer in range(3):
+        name = f"fusion.layers.{layer}.blocks.0.keyvalue.shared.weight"
+        assert torch.equal(found[name], source[name])
+    assert not [n for n in report.fresh if n.startswith("fusion.")]
+    assert {n.split(".")[2] for n in report.unused if n.startswith("fusion.")} == {"3"}
+
+
+def test_norms_before_and_after_are_not_mixed(base, tmp_path):
+    saved(textual(base, norm="pre"), tmp_path / "pre")
+    post = paired(base, single_stream(STREAMS, layers=3, **SIZE), tmp_path / "pre")
+    _, _, report = started(post)
+    assert not [n for n in report.taken if n.startswith("fusion.")]
+    assert "embed.text.token.weight" in report.taken
+
+
+def test_position_tables_of_other_lengths_give_their_first_rows(base, tmp_path):
+    short = replace(base.modalities["text"], limit=base.modalities["text"].limit // 2)
+    small = replace(textual(base), modalities={"text": short})
+    source = saved(small, tmp_path / "short")["embed.text.position.weight"]
+    found, before, _ = started(replace(textual(base), start=str(tmp_path / "short")))
+    table = found["embed.text.position.weight"]
+    assert torch.equal(table[: len(source)], source)
+    assert torch.equal(table[len(source) :], before["embed.text.position.weight"][len(source) :])
+
+
+def test_words_of_another_vocabulary_are_not_taken(base, world, tmp_path):
+    from crossloom.data_pipelines.shards import open_shards
+    from crossloom.data_pipelines.tokenizer import train
+
+    shards = open_shards("train-*.tar", world)
+    recipes = []
+    for number in (1, 2):
+        path = tmp_path / f"{number}.model"
+        train(shards, path, size=260, coverage=1.0, seed=number, lines=100)
+        text = replace(base.modalities["text"], vocabulary=str(path))
+        recipes.append(replace(textual(base), modalities={"text": text}))
+    source = saved(recipes[0], tmp_path / "one")
+    recipe = replace(recipes[1], start=str(tmp_path / "one"))
+    found, _, report = started(recipe)
+    assert found["embed.text.token.weight"].shape == source["embed.text.token.weight"].shape
+    assert "embed.text.token.weight" in report.fresh
+    assert "heads.mlm.bias" in report.fresh
+    name = "fusion.layers.0.blocks.0.query.shared.weight"
+    assert torch.equal(found[name], source[name])
+
+
+def test_the_report_is_kept_beside_the_run(base, tmp_path):
+    saved(textual(base), tmp_path / "bert")
+    _, _, report = started(replace(textual(base), start=str(tmp_path / "bert")))
+    report.save(tmp_path / "start.json")
+    kept = json.loads((tmp_path / "start.json").read_text())
+    assert kept["fresh"] == []
+    assert kept["unused"] == []
+    assert "embed.text.token.weight" in kept["taken"]
