@@ -83,7 +83,7 @@ class Retrieval(Task):
     rerank: int = 16
     """Candidates that the matching head scores for each query."""
     dim: int = 128
-    """Of the common space."""
+    """Of the common space, where the recipe has no contrastive head yet."""
     depth: int = 100
     """Candidates listed for each query in the files."""
     budget: Budget = field(default_factory=lambda: Budget(steps=2000, optim=Optim(rate=1e-4)))
@@ -95,15 +95,22 @@ class Retrieval(Task):
     def objectives(self, recipe: Recipe) -> Mapping[str, Objective]:
         """Contrast and matching, or ranking; heads of pre-training are taken over by name."""
         streams = self.streams(recipe)
-        given = recipe.objectives.get("itm")
-        taken = given is not None and given.kind == "match" and given.view.streams == streams
-        match = given if given and taken else itm(streams, mismatch=streams[1])
+        found = {
+            o.kind: (name, replace(o, shares=""))  # whose part it shared is left behind
+            for name, o in recipe.objectives.items()
+            if set(o.view.streams) == set(streams) and not o.view.hide
+        }
+        fresh = itc((streams[0], streams[1]), dim=self.dim, pool="mean")
+        contrast = found.get("contrast", ("itc", fresh))
+        name, match = found.get("match", ("itm", itm(streams, mismatch=streams[1])))
         if self.by == "contrast":
-            return {"itc": itc((streams[0], streams[1]), dim=self.dim, pool="mean"), "itm": match}
+            # two towers do not read each other: there is nothing to match
+            towers = "contrast" in found and "match" not in found
+            return dict([contrast] if towers else [contrast, (name, match)])
         turns = (streams[1], streams[0]) * self.others
         return {
-            "itm": Rank(
-                view=View(name="itm", streams=streams, against=turns[: self.others]),
+            name: Rank(
+                view=View(name="rank", streams=streams, against=turns[: self.others]),
                 form="softmax" if self.by == "choice" else "triplet",
                 hard=self.hard,
                 pooled=pooled_streams(recipe, streams, self.text),

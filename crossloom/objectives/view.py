@@ -72,15 +72,8 @@ class View:
     def __post_init__(self) -> None:
         read = (s for names in self.reads.values() for s in names)
         mismatch = [self.mismatch] if self.mismatch else []
-        named = {
-            *self.hide,
-            *self.causal,
-            *self.reads,
-            *read,
-            *mismatch,
-            *self.twice,
-            *self.against,
-        }
+        named = {*self.hide, *self.causal, *self.reads, *read, *mismatch}
+        named |= {*self.twice, *self.against}
         if strange := sorted(named - set(self.streams)):
             raise ValueError(f"view {self.name!r} shows {self.streams}, not {', '.join(strange)}")
         if self.apart and self.reads:
