@@ -217,12 +217,13 @@ def test_the_world_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def write_world(out: Path, **options: Any) -> Any:
         calls.append({"out": out, **options})
-        return type("Made", (), {"scenes": {"train": 3, "dev": 0}, "spoken": {"train": 1}})
+        made = {"scenes": {"train": 3, "dev": 0}, "spoken": {"train": 1}, "clips": {"train": 2}}
+        return type("Made", (), made)
 
     monkeypatch.setattr(world, "write_world", write_world)
     module = import_module("crossloom.data_pipelines.sources.world")
     report = module.convert(None, tmp_path, examples=3, seed=7, dev=0)
-    assert report.samples == {"train": 3, "speech-train": 1}
+    assert report.samples == {"train": 3, "speech-train": 1, "clip-train": 2}
     assert calls[0]["seed"] == 7
     assert calls[0]["examples"] == 3
 

@@ -1,0 +1,89 @@
+"""Published systems over the world: the same streams, views and rules, small enough for two cores.
+
+A system's small recipe (``NAME-tiny``) is its published one with another plan and other sizes; what
+makes it that system stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from crossloom.modalities.codes import Codes
+from crossloom.modalities.modality import Modality
+from crossloom.modalities.patches import Patches
+from crossloom.modalities.regions import Regions
+from crossloom.modalities.speech import Speech
+from crossloom.modalities.text import Text
+from crossloom.models.plan import Plan
+from crossloom.training.optim import Optim
+from crossloom.training.recipe import Component, Recipe
+from crossloom.training.schedule import Schedule
+
+#: Folder of the world that `make demo` draws; ``data=…`` names another.
+WORLD = "runs/demo/world"
+
+
+def tiny(
+    recipe: Recipe,
+    plan: Plan,
+    mixture: Mapping[str, Component] | None = None,
+    *,
+    steps: int = 600,
+    rate: float = 1e-3,
+) -> Recipe:
+    """A recipe over the world's scenes.
+
+    Args:
+        recipe: the published one.
+        plan: a small one of the same topology, over the same streams.
+        mixture: its components over the world; the recipe's own, all over ``train-*.tar``, if None.
+        steps: of 64 examples.
+        rate: of learning; small models bear more.
+    """
+    parts = recipe.mixture if mixture is None else mixture
+    return replace(
+        recipe,
+        name=f"{recipe.name}-tiny",
+        data=WORLD,
+        modalities={s: small(m) for s, m in recipe.modalities.items()},
+        plan=replace(plan, dropout=0.0),
+        mixture={
+            n: c if mixture is not None else replace(c, shards="train-*.tar", held="")
+            for n, c in parts.items()
+        },
+        steps=steps,
+        examples=64,
+        micro=1,
+        fused=0,
+        phases=(),
+        start="",
+        precision="fp32",
+        optim=Optim(rate=rate, betas=recipe.optim.betas, decay=0.01, clip=1.0),
+        schedule=Schedule(shape="linear", warmup=0.05),
+        log_every=50,
+        save_every=1000,
+    )
+
+
+def small(modality: Modality) -> Modality:
+    """The modality with the world's vocabulary, features and picture sizes."""
+    if isinstance(modality, Text):
+        return replace(
+            modality, vocabulary="tokenizer.model", layout="own", size=0, limit=48, positions=0,
+            offset=0, dropout=0.0,
+        )  # fmt: skip
+    if isinstance(modality, Regions):
+        classes = 37 if modality.classes else 0
+        return replace(
+            modality, features=64, classes=classes, attributes=0, limit=8, dropout=0.0,
+            hidden=64 if modality.hidden else 0,
+        )  # fmt: skip
+    if isinstance(modality, Patches):
+        return replace(modality, size=96, patch=16, tower="", weights="", dropout=0.0)
+    if isinstance(modality, Speech):
+        vocabulary = "tokenizer.model" if modality.vocabulary else ""
+        return replace(modality, seconds=4.0, vocabulary=vocabulary, layout="own", dropout=0.0)
+    if isinstance(modality, Codes):
+        return replace(modality, size=73, limit=20, codebook="world", dropout=0.0)
+    return modality
