@@ -94,6 +94,10 @@ class Task(ABC):
             marked=tuple(s for s in base.marked if s in streams),
             objectives=dict(self.objectives(base)),
             mixture={self.kind: self.component(base)},
+            # stages and pauses of pre-training speak of components that are not here
+            phases=(),
+            held_every=0,
+            pace=None,
             start=start,
             steps=self.budget.steps,
             examples=self.budget.examples,

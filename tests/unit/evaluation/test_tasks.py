@@ -20,8 +20,8 @@ from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
-from crossloom.training.recipe import RecipeError
-from crossloom.training.run import load_weights, open_run
+from crossloom.training.recipe import Pace, Phase, RecipeError
+from crossloom.training.run import load_weights, make_model, open_run
 from crossloom.units import BadSample, keyed_rng
 
 ENGLISH = "languages=[en]"
@@ -176,6 +176,8 @@ def test_a_pair_needs_no_single_stream_and_a_triplet_does(base, pictures):
     # dual streams are read through both summaries, as their matching head does
     assert made.objectives["nlvr2"].pooled == ("text", "image")
     assert "second_image" not in made.plan.widths
+    head = make_model(made).heads["nlvr2"]
+    assert head.mlp[0].in_features == 2 * 32
     with pytest.raises(RecipeError, match="use shape=pair"):
         make_task("nlvr2", ["shape=triplet"])[0].recipe(recipe, "")
 
@@ -277,6 +279,33 @@ def test_several_splits_are_reported_apart(base, tmp_path):
     counts = {s: sum(r["split"] == s for r in result.records) for s in ("dev", "test")}
     mean = sum(result.metrics["by_split"][s] * n for s, n in counts.items()) / sum(counts.values())
     assert mean == pytest.approx(result.metrics["accuracy"])
+
+
+def test_stages_of_pre_training_do_not_hinder(base):
+    given = open_run(base)
+    parts = {n: replace(c, held="dev-*.tar") for n, c in given.mixture.items()}
+    staged = replace(
+        given,
+        mixture=parts,
+        phases=(Phase(step=1, weights={"captions": 1.0}),),
+        held_every=5,
+        pace=Pace(),
+    )
+    made = make_task("snli-ve")[0].recipe(staged, "")
+    assert (made.phases, made.held_every, made.pace) == ((), 0, None)
+    assert list(made.mixture) == ["snli-ve"]
+
+
+def test_retrieval_goes_on_with_the_heads_there_are(base):
+    given = open_run(base)
+    assert list(make_task("retrieval")[0].objectives(given)) == ["itc", "itm"]
+    assert make_task("retrieval")[0].objectives(given)["itc"] == given.objectives["itc"]
+    towers = replace(
+        given,
+        objectives={"clip": replace(given.objectives["itc"], form="sigmoid")},
+        mixture={"captions": replace(given.mixture["captions"], objectives=("clip",))},
+    )
+    assert make_task("retrieval")[0].objectives(towers) == dict(towers.objectives)
 
 
 # --- retrieval ----------------------------------------------------------------------------------
