@@ -116,6 +116,8 @@ def test_tasks_with_pictures(pretrained, task, tmp_path):
     code, _, said = run("evaluate", task, "--from", tuned)
     assert code == 0, said
     metrics = json.loads((tuned / "results" / f"{task}.json").read_text())["metrics"]
+    assert f"{task} on test" in said
+    assert f"wrote {tuned}/results/{task}." in said.replace("\n", "")
     if task == "vqa":
         assert 0 <= metrics["accuracy"] <= 1
         assert metrics["questions"] > 100
