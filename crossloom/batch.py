@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class Stream:
     start: Any  #: [E] int64, flat index of each example's first unit
     example: Any  #: [N] int64, the example each unit belongs to
     longest: int  #: the largest length, known on the host
+    real: Any = None  #: [N] bool, False for room that no unit takes (see `pick`); None: all are
 
     @classmethod
     def build(
@@ -97,6 +98,8 @@ class AimBatch:
     index: Any  #: [K] int64: flat unit index of the objective's stream, or example number
     value: Any  #: [K, ...] the target
     weight: Any  #: [K] float32; 0 marks a blank slot
+    trust: Any = None  #: [K] float32, a factor on each slot's loss that is not counted; or None
+    parts: int = 1  #: micro-batches whose slots lie side by side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,9 @@ class Batch:
     counts: Mapping[str, float]  #: host numbers: summed weights by objective
     keys: tuple[str, ...]  #: examples, as ``shard/key`` or ``shard/key#item``
     units: int = 0  #: real units over all views, blanks left out
+    fill: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """By stream: the units of its examples, and how many they would be if each were as long as the
+    stream allows; blanks left out."""
     micro: tuple[int, ...] = ()  #: which micro-batches of the run these are
     component: tuple[str, ...] = ()  #: the mixture component of each micro-batch
     defects: tuple[Defect, ...] = field(default=())  #: bad samples left out
@@ -116,6 +122,10 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The batch as tensors on a device."""
         return _map(self, lambda x: _tensor(x, torch.device(device)))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Tell the allocator that a stream reads the tensors, wherever they were made."""
+        _map(self, lambda x: x.record_stream(stream) if isinstance(x, Tensor) else None)
 
     def pin_memory(self) -> Batch:
         """The batch as tensors in page-locked memory, so that copies to a GPU overlap with work."""
@@ -178,6 +188,8 @@ def fuse(batches: Sequence[Batch], of_units: Mapping[str, str]) -> Batch:
             index=_join([a.index + by for a, by in zip(each_aim, shift, strict=True)]),
             value=_join([a.value for a in each_aim]),
             weight=_join([a.weight for a in each_aim]),
+            trust=_join_trust(each_aim),
+            parts=sum(a.parts for a in each_aim),
         )
     return Batch(
         views=views,
@@ -185,6 +197,10 @@ def fuse(batches: Sequence[Batch], of_units: Mapping[str, str]) -> Batch:
         counts={k: sum(b.counts[k] for b in batches) for k in batches[0].counts},
         keys=sum((b.keys for b in batches), ()),
         units=sum(b.units for b in batches),
+        fill={
+            s: (sum(b.fill[s][0] for b in batches), sum(b.fill[s][1] for b in batches))
+            for s in batches[0].fill
+        },
         micro=sum((b.micro for b in batches), ()),
         component=sum((b.component for b in batches), ()),
         defects=sum((b.defects for b in batches), ()),
@@ -192,8 +208,65 @@ def fuse(batches: Sequence[Batch], of_units: Mapping[str, str]) -> Batch:
     )
 
 
+def _join_trust(aims: Sequence[AimBatch]) -> Any:
+    """Blank aims, which have no trust, are trusted wholly: their weight is zero anyway."""
+    if all(a.trust is None for a in aims):
+        return None
+    return _join([np.ones_like(a.weight) if a.trust is None else a.trust for a in aims])
+
+
 def _offsets(sizes: Sequence[int]) -> list[int]:
     return [int(x) for x in np.cumsum([0, *sizes[:-1]])]
+
+
+def pick(stream: Stream, order: Tensor) -> tuple[Stream, Tensor]:
+    """A stream's examples in another order, with repeats, when only the device knows the order.
+
+    The host cannot know how many units there will be without waiting for the device. So every
+    example is given ``longest`` units, of which those beyond its own are marked as not ``real``
+    and read by nobody; where all examples are equally long, nothing is left over.
+
+    Args:
+        stream: as tensors.
+        order: ``[F]`` int64, which example comes where.
+
+    Returns:
+        The stream of F examples, without content (it is embedded already), and which unit of the
+        old flat axis each new one is, ``[F * longest]``.
+    """
+    longest, device = stream.longest, order.device
+    column = torch.arange(longest, device=device)
+    length = stream.length[order]
+    last = (length - 1).clamp(min=0)[:, None]
+    index = (stream.start[order][:, None] + torch.minimum(column, last)).flatten()
+    index = index.clamp(max=max(0, len(stream.position) - 1))
+    even = len(stream.position) == len(stream.length) * longest
+    number = torch.arange(len(order), device=device)
+    picked = Stream(
+        content={},
+        whole={},
+        position=stream.position[index],
+        hidden=stream.hidden[index],
+        length=torch.full_like(length, longest),
+        start=number * longest,
+        example=number.repeat_interleave(longest, output_size=len(order) * longest),
+        longest=longest,
+        real=None if even else (column < length[:, None]).flatten(),
+    )
+    return picked, index
+
+
+class Passes(Protocol):
+    """What a head may ask the model for beside the view that it scores."""
+
+    def again(self, encoded: Encoded, order: Mapping[str, Tensor]) -> Encoded:
+        """See :meth:`Encoded.again`."""
+
+    def slow(self, encoded: Encoded, streams: tuple[str, ...]) -> Encoded:
+        """See :meth:`Encoded.slow`."""
+
+    def beside(self, objective: str) -> tuple[nn.Module, Encoded]:
+        """See :meth:`Encoded.beside`."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +276,34 @@ class Encoded:
     view: ViewBatch
     states: Mapping[str, Tensor]  #: by stream, [N, D]
     embedders: Mapping[str, nn.Module]
+    embedded: Mapping[str, Tensor] = field(default_factory=dict)  #: before the first layer
+    middle: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    #: states after the layers that objectives asked for, counted from 1
+    passes: Passes | None = None  #: the model's, while a batch is scored
+
+    def after(self, layer: int) -> Encoded:
+        """The view as it is after a layer, counted from 1; 0 for the last."""
+        return replace(self, states=self.middle[layer]) if layer else self
+
+    def again(self, order: Mapping[str, Tensor]) -> Encoded:
+        """The same units paired anew and sent through all layers once more.
+
+        Args:
+            order: for every stream of the view, ``[F]`` int64: which example comes where. The
+                streams are embedded already; none may be embedded with what it sees of another.
+        """
+        assert self.passes is not None, "only while a batch is scored"
+        return self.passes.again(self, order)
+
+    def slow(self, streams: tuple[str, ...] | None = None) -> Encoded:
+        """The same view by the slow encoders, without gradient; only some streams if named."""
+        assert self.passes is not None, "only while a batch is scored"
+        return self.passes.slow(self, streams or tuple(self.view.streams))
+
+    def beside(self, objective: str) -> tuple[nn.Module, Encoded]:
+        """Another objective's head, and its view of the same batch."""
+        assert self.passes is not None, "only while a batch is scored"
+        return self.passes.beside(objective)
 
     def at(self, stream: str, index: Tensor) -> Tensor:
         """States ``[K, D]`` of chosen units."""
@@ -220,5 +321,9 @@ class Encoded:
     def mean(self, stream: str) -> Tensor:
         """Mean state ``[E, D]`` over each example's units; zero where an example has none."""
         state, flat = self.states[stream], self.view.streams[stream]
-        total = state.new_zeros(len(flat.length), state.shape[1]).index_add(0, flat.example, state)
-        return total / flat.length.clamp(min=1).unsqueeze(1).to(total.dtype)
+        length = flat.length
+        if flat.real is not None:
+            state = state * flat.real[:, None].to(state.dtype)
+            length = torch.zeros_like(length).index_add(0, flat.example, flat.real.long())
+        total = state.new_zeros(len(length), state.shape[1]).index_add(0, flat.example, state)
+        return total / length.clamp(min=1).unsqueeze(1).to(total.dtype)

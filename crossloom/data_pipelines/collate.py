@@ -48,13 +48,14 @@ def exhibit(
     """
     rng = keyed_rng(seed, example.epoch, example.key, view.name)
     units = {s: example.units[s] for s in view.streams}
-    matched = bool(example.labels.get("matched", True))
-    if view.mismatch and rng.random() < view.mismatch_rate:
+    taken, may_take = "", view.mismatched
+    if may_take and rng.random() < view.mismatch_rate:
         candidates = [o for o in others if o.sample != example.sample]
         if candidates:
             partner = candidates[int(rng.integers(len(candidates)))]
-            units[view.mismatch] = partner.units[view.mismatch]
-            matched = False
+            taken = may_take[int(rng.integers(len(may_take)))] if len(may_take) > 1 else may_take[0]
+            units[taken] = partner.units[taken]
+    matched = not taken and bool(example.labels.get("matched", True))
     fate, content = {}, {}
     for stream, these in units.items():
         hide = view.hide.get(stream)
@@ -64,11 +65,13 @@ def exhibit(
         else:
             fate[stream] = draw_fates(these, hide, rng)
             content[stream] = modalities[stream].substitute(these, fate[stream], rng)
-            if modalities[stream].swapped and (fate[stream] == Fate.SWAP).any():
+            if (fate[stream] == Fate.SWAP).any() and modalities[stream].swapped:
                 strangers = [o.units[stream] for o in others if o.sample != example.sample]
                 names = modalities[stream].swapped
                 content[stream] = _swap(content[stream], fate[stream], names, strangers, rng)
-    shown = Shown(key=example.key, units=units, fate=fate, matched=matched, labels=example.labels)
+    shown = Shown(
+        key=example.key, units=units, fate=fate, matched=matched, taken=taken, labels=example.labels
+    )
     return Exhibit(shown, content)
 
 
@@ -153,7 +156,7 @@ class Collator:
         """
         views: dict[str, ViewBatch] = {}
         rows: dict[str, list[tuple[Exhibit, ...]]] = {}
-        real = 0
+        fill = dict.fromkeys(self.modalities, (0, 0))
         for name, objective in self.objectives.items():
             view = objective.view
             if name not in drawn or not examples or view.name in rows:
@@ -163,8 +166,12 @@ class Collator:
             rows[view.name] = [
                 exhibits(e, seen, self.modalities, self.seed, pool) for e in examples
             ]
-            views[view.name] = self._view(view, [x for some in rows[view.name] for x in some])
-            real += sum(len(s.position) for s in views[view.name].streams.values())
+            flat = [one for some in rows[view.name] for one in some]
+            views[view.name] = self._view(view, flat)
+            for stream, those in views[view.name].streams.items():
+                units, room = fill[stream]
+                most = self.modalities[stream].longest() * len(flat)
+                fill[stream] = (units + len(those.position), room + most)
         aims, counts = {}, {}
         for name, objective in self.objectives.items():
             view = objective.view
@@ -179,7 +186,8 @@ class Collator:
             aims=aims,
             counts=counts,
             keys=tuple(e.key for e in examples),
-            units=real,
+            units=sum(units for units, _ in fill.values()),
+            fill=fill,
         )
 
     def show(self, view: View, examples: Sequence[Example]) -> ViewBatch:
@@ -217,11 +225,12 @@ class Collator:
         self, objective: Objective, rows: Sequence[tuple[Exhibit, ...]], slots: int
     ) -> AimBatch:
         # an example's aim is taken from, and points at, its first row
-        index, value, begin = [], [], 0
+        index, value, trust, begin = [], [], [], 0
         for some in rows:
             aim: Aim = objective.aim(some[0].shown)
             index.append(aim.index + begin)
             value.append(aim.value)
+            trust += [] if aim.trust is None else [aim.trust]
             scored = objective.scored
             begin += sum(len(x.shown.units[scored]) for x in some) if scored else len(some)
         count = sum(len(i) for i in index)
@@ -231,6 +240,11 @@ class Collator:
             index.append(np.zeros(blanks, np.int64))
             value.append(np.repeat(objective.blank(self.modalities), blanks, axis=0))
         weight = np.concatenate([np.ones(count, np.float32), np.zeros(blanks, np.float32)])
+        if trust:
+            trust.append(np.ones(blanks, np.float32))
         return AimBatch(
-            index=np.concatenate(index).astype(np.int64), value=np.concatenate(value), weight=weight
+            index=np.concatenate(index).astype(np.int64),
+            value=np.concatenate(value),
+            weight=weight,
+            trust=np.concatenate(trust).astype(np.float32) if trust else None,
         )

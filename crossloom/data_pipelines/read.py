@@ -18,6 +18,10 @@ import numpy as np
 
 from crossloom.data_pipelines.layouts import adapt
 from crossloom.data_pipelines.shards import Entry
+from crossloom.data_pipelines.stretches import Length, stretches
+from crossloom.data_pipelines.summary import Listed, one
+from crossloom.data_pipelines.tags import Tags
+from crossloom.data_pipelines.tars import UNREAD
 from crossloom.modalities.pictures import EXTENSIONS, image_size
 from crossloom.modalities.regions import read_arrays
 from crossloom.units import BadSample, Passage, Sample
@@ -36,9 +40,28 @@ class Reader(ABC):
         """Share of examples whose second passage is another sample's (label ``matched``)."""
         return 0.0
 
+    @property
+    def joined(self) -> bool:
+        """Whether a micro-batch's texts are laid end to end and cut at the stream's limit."""
+        return False
+
     def items(self, entry: Entry) -> int:
         """How many examples a sample counts as."""
         return 1
+
+    def total(self, listed: Listed) -> int | None:
+        """How many examples samples count as together, by what they list in sum.
+
+        It must be the sum of ``items`` over the samples, also of one sample. None where sums do not
+        tell, as in a class that has ``items`` of its own and no ``total``: then the index of every
+        shard is read when a run starts, to ask sample by sample.
+        """
+        return listed.samples
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if "items" in vars(cls) and "total" not in vars(cls):
+            cls.total = lambda self, listed: None  # type: ignore[method-assign]
 
     @abstractmethod
     def read(
@@ -124,14 +147,21 @@ class Texts(Reader):
     weights: Mapping[str, float] | None = None
     """Relative weight of each language; equal when None."""
     all_texts: bool = False
+    tags: Tags | None = None
+    """Object tags, given as another text, ``"tags"``."""
 
     def items(self, entry: Entry) -> int:
         """One, or as many as there are texts."""
-        if not self.all_texts:
-            return 1
+        return self._texts(entry.items) if self.all_texts else 1
+
+    def total(self, listed: Listed) -> int | None:
+        """The samples, or all their texts."""
+        return self._texts(listed.items) if self.all_texts else listed.samples
+
+    def _texts(self, items: Mapping[str, int]) -> int:
         return sum(
             n
-            for k, n in entry.items.items()
+            for k, n in items.items()
             if (code := k.removeprefix(f"{self.of}.")) != k
             and (not self.languages or (code or self.unnamed) in self.languages)
         )
@@ -140,7 +170,8 @@ class Texts(Reader):
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is one passage; label ``language``."""
-        texts = _field(sample_json(members), self.of)
+        content = sample_json(members)
+        texts = _field(content, self.of)
         if self.unnamed and "" in texts:
             also = {self.unnamed: [*texts.get(self.unnamed, ()), *texts[""]]}
             texts = {code: some for code, some in texts.items() if code} | also
@@ -157,6 +188,64 @@ class Texts(Reader):
             language = found[int(rng.choice(len(found), p=share))]
             text = texts[language][int(rng.integers(len(texts[language])))]
         passage = Passage(language, _text(text, f"{self.of}.{language}"))
+        tags = self.tags.read(members, content) if self.tags else {}
+        sample = {**members, "text": (passage,), **tags}
+        return sample, {"language": language, "text": passage.text}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks(Reader):
+    """Documents and sentences as blocks that fill the text stream's limit.
+
+    Each stretch of a document (all of a short one) is an item, met once in an epoch. The stretches
+    of a micro-batch are then joined by language and cut at the limit, so that nothing is lost and
+    a batch has as many examples as its text fills, each as long as the limit but one for each
+    language. The objectives must show one stream of text, and score units.
+    """
+
+    kind: ClassVar[str] = "blocks"
+    of: str = "texts"
+    """Field of the json: texts by language, which are the paragraphs of a document."""
+    languages: tuple[str, ...] = ()
+    """Languages to read; empty for all."""
+    stretch: Length = 4096
+    """Most characters of a document that are read at a time; the longer, the more of a block is
+    one piece of text, and the more blocks of a micro-batch are neighbours."""
+
+    @property
+    def joined(self) -> bool:
+        """Always."""
+        return True
+
+    def items(self, entry: Entry) -> int:
+        """The stretches in all the languages read; one of a sample whose json does not parse."""
+        return self._stretches(one(entry.items))
+
+    def total(self, listed: Listed) -> int | None:
+        """The stretches of all the samples."""
+        return self._stretches(listed)
+
+    def _stretches(self, listed: Listed) -> int:
+        return listed.items.get(UNREAD, 0) + sum(
+            samples + listed.items.get(f"further{self.stretch}.{k}", 0)
+            for k, samples in listed.having.items()
+            if (code := k.removeprefix(f"{self.of}.")) != k
+            and (not self.languages or code in self.languages)
+        )
+
+    def read(
+        self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
+    ) -> tuple[Sample, Labels]:
+        """``text`` is one stretch, in one language; label ``language``."""
+        texts = _field(sample_json(members), self.of)
+        flat = [
+            (code, stretch)
+            for code in texts
+            if texts[code] and (not self.languages or code in self.languages)
+            for stretch in stretches(texts[code], self.stretch)
+        ]
+        language, stretch = flat[item]
+        passage = Passage(language, _text(stretch, f"{self.of}.{language}"))
         return {**members, "text": (passage,)}, {"language": language, "text": passage.text}
 
 
@@ -230,16 +319,23 @@ class Questions(Reader):
     languages: tuple[str, ...] = ()
     unanswered: bool = False
     """Read questions without answers too: of tests whose answers are kept back."""
+    tags: Tags | None = None
+    """Object tags, given as another text, ``"tags"``."""
 
     def items(self, entry: Entry) -> int:
         """The number of questions."""
         return entry.items.get("questions", 0)
 
+    def total(self, listed: Listed) -> int | None:
+        """The number of questions."""
+        return listed.items.get("questions", 0)
+
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is the question; labels ``answers`` (scores by answer), ``kind``, ``id``."""
-        question = _field(sample_json(members), "questions")[item]
+        content = sample_json(members)
+        question = _field(content, "questions")[item]
         found = _choose(_field(question, "text"), self.languages, "questions.text")
         language = found[int(rng.integers(len(found)))]
         passage = Passage(language, _text(question["text"][language], "questions.text"))
@@ -252,7 +348,8 @@ class Questions(Reader):
             "language": language,
             "text": passage.text,
         }
-        return {**members, "text": (passage,)}, labels
+        tags = self.tags.read(members, content) if self.tags else {}
+        return {**members, "text": (passage,), **tags}, labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +370,14 @@ class Pairs(Reader):
 
     def items(self, entry: Entry) -> int:
         """The number of pairs (times languages)."""
-        return entry.items.get("pairs", 0) * (len(self.languages) if self.all_languages else 1)
+        return self._pairs(entry.items)
+
+    def total(self, listed: Listed) -> int | None:
+        """The number of pairs (times languages)."""
+        return self._pairs(listed.items)
+
+    def _pairs(self, items: Mapping[str, int]) -> int:
+        return items.get("pairs", 0) * (len(self.languages) if self.all_languages else 1)
 
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
@@ -313,6 +417,10 @@ class Refers(Reader):
     def items(self, entry: Entry) -> int:
         """The number of expressions."""
         return entry.items.get("refers", 0)
+
+    def total(self, listed: Listed) -> int | None:
+        """The number of expressions."""
+        return listed.items.get("refers", 0)
 
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
@@ -375,5 +483,5 @@ class Labelled(Reader):
 
 
 READERS: Mapping[str, type[Reader]] = {
-    r.kind: r for r in (Plain, Texts, Parallel, Questions, Pairs, Refers, Labelled)
+    r.kind: r for r in (Plain, Texts, Blocks, Parallel, Questions, Pairs, Refers, Labelled)
 }

@@ -103,6 +103,8 @@ class Retrieval(Task):
         fresh = itc((streams[0], streams[1]), dim=self.dim, pool="mean")
         contrast = found.get("contrast", ("itc", fresh))
         name, match = found.get("match", ("itm", itm(streams, mismatch=streams[1])))
+        if not set(match.beside) <= {contrast[0]}:  # what it was mined with is not here
+            match = itm(streams, mismatch=streams[1])
         if self.by == "contrast":
             # two towers do not read each other: there is nothing to match
             towers = "contrast" in found and "match" not in found

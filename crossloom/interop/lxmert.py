@@ -99,10 +99,11 @@ def read(
 
 
 def regions_of(config: Mapping[str, Any]) -> Regions:
-    """36 regions with their boxes; hidden ones show zeros, classes count no background."""
+    """36 regions with their boxes; hidden ones show zeros, background is no class."""
     return Regions(
         features=config["visual_feat_dim"],
         classes=config["num_object_labels"],
+        background=False,
         attributes=config["num_attr_labels"],
         box=config["visual_pos_dim"],
         limit=36,

@@ -61,9 +61,8 @@ class Regions(Modality):
 
     Content: ``feature`` (float32 ``[N, F]``), ``box`` (float32 ``[N, box]``, in 0..1).
     Targets: ``feature`` (vector), ``class`` (index: the label where there are labels, else the most
-    probable class but background, as UNITER's MRC does), ``classes`` (distribution), ``attribute``
-    (index). Beside them, float32 ``[N]`` in 0..1 to weigh losses with: ``confidence`` of the class
-    (the detector's, else the class's probability) and ``attribute_confidence`` (else 1).
+    probable class but background, as UNITER's MRC does; trusted as far as the detector is sure, or
+    it is probable), ``classes`` (distribution), ``attribute`` (index, trusted).
     """
 
     kind: ClassVar[str] = "regions"
@@ -73,6 +72,9 @@ class Regions(Modality):
     """Size F of a feature vector."""
     classes: int = 1601
     """Number C of classes, background (0) included; 0 when none are to be predicted."""
+    background: bool = True
+    """Count background as a class. False: ``classes`` are those of objects alone, from 0, one less
+    than the arrays number them (LXMERT: 1600), and regions of background have no class."""
     attributes: int = 0
     """Number of attributes, as the array numbers them; 0 when none are to be predicted."""
     box: Literal[0, 4, 5, 6, 7, "waves"] = 7
@@ -211,16 +213,18 @@ class Regions(Modality):
 
     def _classes(self, arrays: Mapping[str, Array], count: int) -> dict[str, Array]:
         label = chance = None
+        without = 0 if self.background else 1
+        stored = self.classes + without
         if "labels" in arrays:
             label = self._array(arrays, "labels", (count,))[: self.limit].astype(np.int64)
-            if label.min() < 0 or label.max() >= self.classes:
+            if label.min() < 0 or label.max() >= stored:
                 raise BadSample(
                     "wrong shape",
                     f"{self.field}: labels are {label.min()}..{label.max()}; "
-                    f"expected 0..{self.classes - 1} ({self.classes} classes)",
+                    f"expected 0..{stored - 1} ({stored} classes)",
                 )
         if label is None or "probabilities" in arrays:
-            chance = self._array(arrays, "probabilities", (count, self.classes))[: self.limit]
+            chance = self._array(arrays, "probabilities", (count, stored))[: self.limit]
             chance = chance.astype(np.float32)
             total = chance.sum(1, keepdims=True)
             # not(...) so that NaN fails too; half precision over 1601 classes is off by 1 %
@@ -235,10 +239,15 @@ class Regions(Modality):
             assert chance is not None
             label = chance[:, 1:].argmax(1).astype(np.int64) + 1
         if chance is None:
-            chance = np.eye(self.classes, dtype=np.float32)[label]
-        sure = chance[np.arange(len(label)), label]
-        sure = self._confidence(arrays, "confidence", count, sure)
-        return {"class": label, "classes": chance, "confidence": sure}
+            chance = np.eye(stored, dtype=np.float32)[label]
+        label, chance = label - without, chance[:, without:]
+        sure = np.where(label >= 0, chance[np.arange(len(label)), label], 0)
+        if without:  # of the objects alone; of none where all is background
+            total = chance.sum(1, keepdims=True)
+            even = np.full_like(chance, 1 / self.classes)
+            chance = np.where(total > 0, chance / np.maximum(total, 1e-30), even)
+        sure = self._confidence(arrays, "confidence", count, sure.astype(np.float32))
+        return {"class": label, "classes": chance, "class.trust": sure}
 
     def _attributes(self, arrays: Mapping[str, Array], count: int) -> dict[str, Array]:
         label = self._array(arrays, "attributes", (count,))[: self.limit].astype(np.int64)
@@ -250,7 +259,7 @@ class Regions(Modality):
             )
         sure = np.ones(len(label), np.float32)
         sure = self._confidence(arrays, "attribute_confidence", count, sure)
-        return {"attribute": label, "attribute_confidence": sure}
+        return {"attribute": label, "attribute.trust": sure}
 
     def _confidence(
         self, arrays: Mapping[str, Array], name: str, count: int, otherwise: Array
@@ -270,11 +279,11 @@ class Regions(Modality):
         targets: dict[str, Array] = {"feature": np.zeros((1, self.features), np.float32)}
         if self.classes:
             targets["class"] = np.zeros(1, np.int64)
+            targets["class.trust"] = np.zeros(1, np.float32)
             targets["classes"] = np.full((1, self.classes), 1 / self.classes, np.float32)
-            targets["confidence"] = np.zeros(1, np.float32)
         if self.attributes:
             targets["attribute"] = np.zeros(1, np.int64)
-            targets["attribute_confidence"] = np.zeros(1, np.float32)
+            targets["attribute.trust"] = np.zeros(1, np.float32)
         content = {
             "feature": np.zeros((1, self.features), np.float32),
             "box": _encode(np.zeros((1, 4), np.float32), self.box),
@@ -291,10 +300,10 @@ class Regions(Modality):
         """Feature and classes."""
         offer = {"feature": Target(dim=self.features, form="vector")}
         if self.classes:
-            offer["class"] = Target(dim=self.classes, form="index")
+            offer["class"] = Target(dim=self.classes, form="index", trusted=True)
             offer["classes"] = Target(dim=self.classes, form="distribution")
         if self.attributes:
-            offer["attribute"] = Target(dim=self.attributes, form="index")
+            offer["attribute"] = Target(dim=self.attributes, form="index", trusted=True)
         return offer
 
     def embedder(self, width: int) -> RegionEmbedder:

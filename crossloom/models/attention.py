@@ -143,6 +143,10 @@ class Layout:
             self._together[names] = together(self.view.streams, names)
         return self._together[names]
 
+    def roomy(self, names: tuple[str, ...]) -> bool:
+        """Whether some units of these streams are not real, and must not be read."""
+        return any(self.view.streams[n].real is not None for n in names)
+
     def mask(
         self, queries: tuple[str, ...], keys: tuple[str, ...], causal: tuple[str, ...]
     ) -> Tensor | None:
@@ -157,6 +161,10 @@ class Layout:
     ) -> Tensor | None:
         k = self.together(keys)
         mask = None if k.full else k.valid[:, None, None, :]
+        if self.roomy(keys):
+            streams = [self.view.streams[n] for n in keys]
+            real = [s.hidden.new_ones(len(s.hidden)) if s.real is None else s.real for s in streams]
+            mask = (k.valid & torch.cat(real)[k.pad].view_as(k.valid))[:, None, None, :]
         if not causal:
             return mask
         q = self.together(queries)
@@ -222,7 +230,8 @@ def attention(
     if layout.record is not None:
         mask = layout.mask(queries, keys, causal)
         layout.record.append(Attention(queries, keys, _weights(q, k, to, of, mask), to, of))
-    if q.is_cuda and not causal and q.dtype in (torch.bfloat16, torch.float16) and not dropout:
+    plain = not causal and not dropout and not layout.roomy(keys)
+    if q.is_cuda and plain and q.dtype in (torch.bfloat16, torch.float16):
         return _varlen(q, k, v, to, of)
     mask = layout.mask(queries, keys, causal)
     out = F.scaled_dot_product_attention(

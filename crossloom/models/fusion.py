@@ -239,20 +239,47 @@ class Fusion(nn.Module):
         self.checkpointing = False  #: recompute each layer's activations in backward
 
     def forward(
-        self, states: States, view: ViewBatch, record: list[Attention] | None = None
+        self,
+        states: States,
+        view: ViewBatch,
+        record: list[Attention] | None = None,
+        middle: dict[int, States] | None = None,
+        depth: int = 0,
     ) -> States:
-        """Final states by stream, each ``[N, width]``; ``record`` collects what was looked at."""
+        """Final states by stream, each ``[N, width]``.
+
+        Args:
+            states: by stream, as embedded.
+            view: where the units lie.
+            record: collects what was looked at.
+            middle: receives, under the layers that are its keys (from 1), the states after them.
+            depth: end after so many layers, without the last norm; 0 for all.
+        """
         layout = Layout(view, record)
         states = self._settle(states, 0)
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.layers, 1):
             if self.checkpointing and self.training:
                 states = checkpoint(layer, states, layout, use_reentrant=False)
             else:
                 states = layer(states, layout)
-            states = self._settle(states, number + 1)
-        return states
+            states = self._settle(states, number)
+            if middle is not None and number in middle:
+                middle[number] = states
+            if number == depth:
+                break
+        return _linked(states) if self.training else states
 
     def _settle(self, states: States, layers: int) -> States:
         """The last norm of the streams that no layer changes after so many."""
         done = [n for n in states if self.after.get(n) == layers]
         return states | {n: self.last[self.closing[n]](states[n]) for n in done}
+
+
+def _linked(states: States) -> States:
+    """The same states; whichever are scored, all weights get a gradient, perhaps of zero.
+
+    Heads that look at the text alone would leave the last layers of the image without gradients,
+    which processes that average gradients would wait for.
+    """
+    nothing = torch.stack([x.sum(dtype=torch.float32) for x in states.values()]).sum() * 0
+    return {n: x + nothing for n, x in states.items()} if len(states) > 1 else states

@@ -8,11 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from crossloom.batch import Batch, Encoded, Stream, ViewBatch
+from crossloom.batch import Batch, Encoded, Stream, ViewBatch, pick
 from crossloom.modalities.modality import Embedder, Modality
-from crossloom.models.attention import Attention, Layout
+from crossloom.models.attention import Attention
 from crossloom.models.fusion import Fusion
+from crossloom.models.momentum import Slow, encode, follow
 from crossloom.models.plan import Plan
+from crossloom.objectives.match import Match
 from crossloom.objectives.objective import Head, Objective
 from crossloom.objectives.reconstruct import ReconstructHead
 from crossloom.objectives.view import View
@@ -57,6 +59,7 @@ class CrossloomModel(nn.Module):
         for name, objective in objectives.items():
             try:
                 objective.check(modalities)
+                objective.check_others(objectives)
             except ValueError as error:
                 raise ValueError(f"objectives.{name}: {error}") from None
             view = objective.view
@@ -92,10 +95,55 @@ class CrossloomModel(nn.Module):
             if self._embedder(self.owner[head.stream]).tied(head.name) is None:
                 head.untie()
         for name, objective in objectives.items():
+            if isinstance(objective, Match) and objective.mined:
+                for stream in objective.view.streams:
+                    self._check_mined(name, stream)
             if objective.shares:
                 _share(name, objective.shares, self.heads)
         _initialise(self)
         _set_epsilon(self, plan.epsilon)
+        #: by view, the layers whose states are wanted, and how many layers are run (0: all)
+        self.asked = {v: _asked(v, objectives, len(plan.layers)) for v in seen}
+        if self.asked and all(depth for _, depth in self.asked.values()):
+            raise ValueError(
+                "no objective scores the last layer, so that those above would never be trained; "
+                "shorten the plan, or leave the `layer` of one objective at 0"
+            )
+        self.slow = self._slow(objectives)
+        self.catch_up()
+
+    def _slow(self, objectives: Mapping[str, Objective]) -> Slow | None:
+        asking = {n: o for n, o in objectives.items() if o.inertia is not None}
+        if not asking:
+            return None
+        momenta = {o.inertia for o in asking.values()}
+        if len(momenta) > 1:
+            raise ValueError(
+                f"objectives {', '.join(asking)}: one set of slow encoders serves all; "
+                f"give them one momentum, not {', '.join(map(str, sorted(momenta)))}"  # type: ignore[type-var]
+            )
+        owners = {self.owner[s]: None for o in asking.values() for s in o.view.streams}
+        depths = [o.depth for o in asking.values()]
+        return Slow(
+            {s: self.embed[s] for s in owners},
+            self.fusion,
+            float(momenta.pop() or 0.0),
+            tuple(sorted({d for d in depths if d})),
+            max(depths) if all(depths) else 0,
+        )
+
+    def _embedders(self, embed: nn.ModuleDict) -> dict[str, nn.Module]:
+        found = {s: embed[owner] for s, owner in self.owner.items() if owner in embed}
+        marked = {s: Marked(found[s], m) for s, m in self.marks.items() if s in found}
+        return {**found, **marked}
+
+    def _check_mined(self, name: str, stream: str) -> None:
+        """Streams are paired anew as they were embedded: none may have seen another there."""
+        if sees := self._embedder(self.owner[stream]).looks_at:
+            raise ValueError(
+                f"objectives.{name}.mined: {stream!r} is embedded with what it sees of "
+                f"{', '.join(sees)}, so that pairs cannot be made anew; use view.mismatch"
+            )
 
     def _embedder(self, stream: str) -> Embedder:
         embedder = self.embed[stream]
@@ -104,21 +152,27 @@ class CrossloomModel(nn.Module):
 
     def encode(self, view: ViewBatch, record: list[Attention] | None = None) -> Encoded:
         """One view through embedders and Transformer."""
-        embedders = {stream: self.embed[owner] for stream, owner in self.owner.items()}
-        states = {
-            name: self._embed(self._embedder(self.owner[name]), name, view) for name in view.streams
-        }
-        states |= {s: states[s] + mark for s, mark in self.marks.items() if s in states}
-        return Encoded(view, self.fusion(states, view, record), embedders)
+        return encode(self._embedders(self.embed), self.fusion, view, record=record)
 
-    def _embed(self, embedder: Embedder, name: str, view: ViewBatch) -> Tensor:
-        stream = view.streams[name]
-        if not embedder.looks_at:
-            return embedder(stream)
-        # what may not be read in this view may not be looked at either
-        readable = Layout(view).readable(name, embedder.looks_at)
-        others: dict[str, Stream] = {n: view.streams[n] for n in readable}
-        return embedder(stream, others)
+    def settle(self) -> None:
+        """What follows each optimiser step: slow copies move on, queues take in what was made."""
+        if self.slow is not None:
+            follow(self._pairs(), self.slow.momentum)
+        for head in self._heads():
+            head.settle()
+
+    def catch_up(self) -> None:
+        """Make slow copies equal to what they follow: at the start of a run."""
+        follow(self._pairs(), 0.0)
+
+    def _heads(self) -> list[Head]:
+        return [h for h in self.heads.values() if isinstance(h, Head)]
+
+    def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        if self.slow is None:
+            return []
+        pairs = self.slow.pairs(self._embedders(self.embed), self.fusion)
+        return [*pairs, *(pair for head in self._heads() for pair in head.followers())]
 
     def forward(
         self, batch: Batch, predict: tuple[str, ...] = ()
@@ -129,21 +183,74 @@ class CrossloomModel(nn.Module):
             batch: tensors on the model's device.
             predict: objectives whose per-example predictions are wanted instead of losses.
         """
-        encoded: dict[str, Encoded] = {}
-        wanted = predict or tuple(self.heads)
-        for name in wanted:
-            view = self.views[name].name
-            if view not in encoded:
-                encoded[view] = self.encode(batch.views[view])
+        passes = _Passes(self, batch)
         if predict:
             return {
-                name: self.heads[name].predict(encoded[self.views[name].name])  # type: ignore[operator]
+                name: self.heads[name].predict(passes.of(name))  # type: ignore[operator]
                 for name in predict
             }
-        return {
-            name: head(encoded[self.views[name].name], batch.aims[name])
-            for name, head in self.heads.items()
-        }
+        return {name: head(passes.of(name), batch.aims[name]) for name, head in self.heads.items()}
+
+
+class _Passes:
+    """The passes of one batch: each view is encoded once, and again where a head asks for it."""
+
+    def __init__(self, model: CrossloomModel, batch: Batch) -> None:
+        self.model, self.batch = model, batch
+        self._encoded: dict[str, Encoded] = {}
+        self._slow: dict[tuple[int, tuple[str, ...]], Encoded] = {}
+
+    def of(self, objective: str) -> Encoded:
+        """The view of an objective."""
+        name = self.model.views[objective].name
+        if name not in self._encoded:
+            layers, depth = self.model.asked[name]
+            embedders = self.model._embedders(self.model.embed)
+            view = self.batch.views[name]
+            found = encode(embedders, self.model.fusion, view, layers=layers, depth=depth)
+            self._encoded[name] = replace(found, passes=self)
+        return self._encoded[name]
+
+    def beside(self, objective: str) -> tuple[nn.Module, Encoded]:
+        """See :meth:`crossloom.batch.Encoded.beside`."""
+        return self.model.heads[objective], self.of(objective)
+
+    def again(self, encoded: Encoded, order: Mapping[str, Tensor]) -> Encoded:
+        """See :meth:`crossloom.batch.Encoded.again`."""
+        streams, states = {}, {}
+        for name, stream in encoded.view.streams.items():
+            streams[name], index = pick(stream, order[name])
+            states[name] = encoded.embedded[name].index_select(0, index)
+        view = replace(encoded.view, streams=streams)
+        found = encode(encoded.embedders, self.model.fusion, view, embedded=states)
+        return replace(found, passes=self)
+
+    def slow(self, encoded: Encoded, streams: tuple[str, ...]) -> Encoded:
+        """See :meth:`crossloom.batch.Encoded.slow`."""
+        slow = self.model.slow
+        assert slow is not None, "an objective that asks for slow encoders has `inertia`"
+        key = (id(encoded.view), streams)
+        if key not in self._slow:
+            shown = {s: encoded.view.streams[s] for s in streams}
+            view = replace(encoded.view, streams=shown)
+            embedders = self.model._embedders(slow.embed)
+            with torch.no_grad():
+                self._slow[key] = encode(
+                    embedders, slow.fusion, view, layers=slow.layers, depth=slow.depth
+                )
+        return self._slow[key]
+
+
+def _asked(
+    view: str, objectives: Mapping[str, Objective], layers: int
+) -> tuple[tuple[int, ...], int]:
+    """Layers whose states objectives on a view score, and how many need to be run (0: all)."""
+    depths = {n: o.depth for n, o in objectives.items() if o.view.name == view}
+    for name, depth in depths.items():
+        if not 0 <= depth <= layers:
+            raise ValueError(f"objectives.{name}.layer: {depth} of a plan of {layers} layers")
+    wanted = tuple(sorted({d for d in depths.values() if d}))
+    return wanted, max(wanted) if all(depths.values()) else 0
 
 
 def _share(name: str, other: str, heads: nn.ModuleDict) -> None:
@@ -168,10 +275,34 @@ def _check_tie(
     if owner not in modalities or owners[owner] != owner:
         raise ValueError(f"tied.{stream}: {owner!r} is no stream with an embedder of its own")
     one, other = modalities[stream], modalities[owner]
-    if replace(one, field=other.field) != other or widths[stream] != widths[owner]:
+    alike = type(one) is type(other) and widths[stream] == widths[owner]
+    if not alike or replace(one, **{f: getattr(other, f) for f in one.own}) != other:
         raise ValueError(
-            f"tied.{stream}: differs from {owner!r}; tied streams may differ in `field` only"
+            f"tied.{stream}: differs from {owner!r}; tied streams may differ in "
+            f"{' and '.join(f'`{f}`' for f in one.own)} only"
         )
+
+
+class Marked(Embedder):
+    """What embeds a stream, and a vector on each unit; both belong to the model, not to this."""
+
+    def __init__(self, embedder: nn.Module, mark: nn.Parameter) -> None:
+        super().__init__()
+        assert isinstance(embedder, Embedder)
+        self.looks_at = embedder.looks_at
+        # straight into the instance, past nn.Module's registration
+        self.__dict__["inner"], self.__dict__["mark"] = embedder, mark
+
+    def forward(self, stream: Stream, others: Mapping[str, Stream] | None = None) -> Tensor:
+        """``[N, width]``."""
+        inner = self.__dict__["inner"]
+        embedded: Tensor = inner(stream, others) if self.looks_at else inner(stream)
+        return embedded + self.__dict__["mark"]
+
+    def tied(self, target: str) -> Tensor | None:
+        """The embedder's own."""
+        weight: Tensor | None = self.__dict__["inner"].tied(target)
+        return weight
 
 
 def _check_marks(marked: tuple[str, ...], owners: Mapping[str, str], views: Iterable[View]) -> None:

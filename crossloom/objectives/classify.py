@@ -23,8 +23,10 @@ class Classify(Objective):
     """Predict a label that the reader provides: a class name, or scores in 0..1 by class name.
 
     ``softmax`` is cross entropy against the scores as given; ``sigmoid`` is binary cross entropy
-    summed over classes (VQA with soft scores, Anderson et al. 2018). Examples whose label names no
-    known class have no slot under ``softmax`` and all-zero scores under ``sigmoid``.
+    summed over classes (VQA with soft scores, Anderson et al. 2018); ``shares`` is cross entropy
+    against the scores divided by their sum: what sampling one answer in proportion to its score
+    (LXMERT's pre-training on questions) is on average. Examples whose label names no known class
+    have all-zero scores under ``sigmoid``, and no slot otherwise.
 
     In a view that shows each example ``twice``, both summaries are read side by side (the "pair" of
     LXMERT and UNITER for NLVR2).
@@ -33,20 +35,26 @@ class Classify(Objective):
     kind: ClassVar[str] = "classify"
     label: str
     classes: tuple[str, ...]
-    form: Literal["softmax", "sigmoid"] = "softmax"
+    form: Literal["softmax", "sigmoid", "shares"] = "softmax"
+    matched_only: bool = True
+    """Skip examples whose streams do not belong together: their label is another's (LXMERT)."""
     pooled: tuple[str, ...] = ("text",)
     pool: Pool = "first"
     combine: Literal["product", "sum"] = "product"
 
     def aim(self, shown: Shown) -> Aim:
         """One slot with a score for each class, ``[1, C]`` float32."""
+        if self.matched_only and not shown.matched:
+            return Aim(np.zeros(0, np.int64), np.zeros((0, len(self.classes)), np.float32))
         given = shown.labels[self.label]
         scores = np.zeros(len(self.classes), np.float32)
         for name, score in ({given: 1.0} if isinstance(given, str) else given).items():
             if name in self.classes:
                 scores[self.classes.index(name)] = score
-        if self.form == "softmax" and scores.sum() == 0:
+        if self.form != "sigmoid" and scores.sum() == 0:
             return Aim(np.zeros(0, np.int64), np.zeros((0, len(self.classes)), np.float32))
+        if self.form == "shares":
+            scores /= scores.sum()
         return example_aim(scores)
 
     def blank(self, modalities: Mapping[str, Modality]) -> Array:
@@ -89,7 +97,7 @@ class ClassifyHead(Head):
     def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
         """Loss, and ``correct``: the score of the most likely class."""
         logits = self.predict(encoded).index_select(0, aim.index // self.rows)
-        if self.form == "softmax":
+        if self.form != "sigmoid":
             each = F.cross_entropy(logits, aim.value, reduction="none")
         else:
             each = F.binary_cross_entropy_with_logits(logits, aim.value, reduction="none").sum(1)

@@ -1,13 +1,15 @@
-"""Pulling the two streams of an example together and other pairs apart: ITC, SigLIP, XLCO.
+"""Pulling the two streams of an example together and other pairs apart: ITC, SigLIP, XLCO, MoCo.
 
 The features of the whole global batch take part: they are gathered, with gradient, over processes.
+Or each is held against a queue of slow features of earlier batches, which all processes hold alike.
 Logits exist for the local rows against all columns, a chunk of rows at a time.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -20,10 +22,11 @@ from torch.utils.checkpoint import checkpoint
 
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality
-from crossloom.objectives.objective import Aim, Head, Objective, example_aim
+from crossloom.objectives.objective import Aim, Head, Objective, example_aim, mark
 from crossloom.objectives.pool import Pool, Summary
+from crossloom.objectives.queue import Queue, everyones
 from crossloom.objectives.view import Shown
-from crossloom.units import Array, keyed_rng
+from crossloom.units import Array
 
 Projection = Literal["linear", "affine", "none"]
 
@@ -56,11 +59,43 @@ class Contrast(Objective):
     """One projection for both streams: two texts (InfoXLM), not a text and an image."""
     temperature: float = 0.07
     """Start of the learned temperature (CLIP: 0.07; SigLIP: 0.1)."""
+    learned: bool = True
+    """Whether the temperature is learned; else it stays (WenLan: 0.07, InfoXLM: 0.25)."""
+    cosine: bool = True
+    """Whether features are brought to length one; InfoXLM's are not."""
+    layer: int = 0
+    """Layer whose states are contrasted, counted from 1; 0 for the last (InfoXLM: 8 of 12)."""
+    queue: int = 0
+    """Slow features of earlier examples that are the negatives (WenLan: 9600, InfoXLM: 131072);
+    0 to contrast within the global batch. Positives are then slow features too (MoCo)."""
+    momentum: float = 0.99
+    """With a queue: share of themselves that slow encoders and projections keep at each step."""
+    both: bool = True
+    """With a queue: both streams ask. False: the first asks, the second is queued (InfoXLM)."""
+    wait: bool = False
+    """With a queue: no loss until it has been filled once; it starts random (InfoXLM)."""
+
+    def __post_init__(self) -> None:
+        if self.queue < 0 or not 0 <= self.momentum <= 1:
+            raise ValueError(f"queue {self.queue}, momentum {self.momentum}: not below 0; 0..1")
+        if self.queue and self.form == "sigmoid":
+            raise ValueError("form: a queue goes with softmax; set queue to 0 for sigmoid")
+        if not self.queue and (self.wait or not self.both):
+            raise ValueError("wait and both are for a queue; set queue, or leave them")
+
+    @property
+    def depth(self) -> int:
+        """The layer."""
+        return self.layer
+
+    @property
+    def inertia(self) -> float | None:
+        """The momentum, with a queue."""
+        return self.momentum if self.queue else None
 
     def aim(self, shown: Shown) -> Aim:
         """One slot; the value is a 63-bit hash of the sample, to know its other pairs."""
-        sample = shown.key.split("#")[0]
-        return example_aim(np.array(keyed_rng(sample).integers(1, 2**63 - 1), np.int64))
+        return example_aim(mark(shown.key))
 
     def slots(self, examples: int) -> int | None:
         """One for each example, so that every process gathers alike."""
@@ -71,7 +106,7 @@ class Contrast(Objective):
         return np.zeros(1, np.int64)
 
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
-        """A projection for each stream, a scale and (sigmoid) a bias."""
+        """A projection for each stream, a scale, (sigmoid) a bias, (queue) slow projections."""
         return ContrastHead(self, widths)
 
     def check(self, modalities: Mapping[str, Modality]) -> None:
@@ -102,22 +137,83 @@ class ContrastHead(Head):
             {s: _projection(spec.projections.get(s, "linear"), s, widths[s], spec.dim)
              for s in projected}
         )  # fmt: skip
-        self.scale = nn.Parameter(torch.tensor(math.log(1 / spec.temperature)))
+        self.layer, self.cosine, self.wait = spec.layer, spec.cosine, spec.wait
+        self.scale: Tensor
+        start = torch.tensor(math.log(1 / spec.temperature))
+        if spec.learned:
+            self.scale = nn.Parameter(start)
+        else:
+            self.register_buffer("scale", start)
         # SigLIP starts at -10 so that the many negatives do not dominate the first steps
         self.bias = nn.Parameter(torch.tensor(-10.0)) if spec.form == "sigmoid" else None
+        #: streams whose slow features are queued; each is asked for by the other
+        self.queued = (spec.pair if spec.both else spec.pair[1:]) if spec.queue else ()
+        self.queue = Queue(len(self.queued), spec.queue, spec.dim) if spec.queue else None
+        if spec.queue and any(x.probe is not None for x in self.summary.values()):
+            raise ValueError("queue: a probe that summarises has no slow copy; pool otherwise")
+        self.slow = copy.deepcopy(self.project).requires_grad_(False) if spec.queue else None
+        self._made: tuple[Tensor, AimBatch] | None = None
 
     def features(self, encoded: Encoded, stream: str) -> Tensor:
-        """Unit vectors ``[E, dim]`` of one stream, float32."""
-        state = self.summary[stream](encoded)
-        return F.normalize(self.project[self.owner[stream]](state).float(), dim=1)
+        """Vectors ``[E, dim]`` of one stream, float32; of length one if ``cosine``."""
+        return self._features(self.project, encoded, stream)
 
-    def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
-        """Loss over the local pairs against the global batch, and ``correct`` retrievals."""
-        a, b = (self.features(encoded, s).index_select(0, aim.index) for s in self.pair)
+    def _features(self, project: nn.ModuleDict, encoded: Encoded, stream: str) -> Tensor:
+        state = self.summary[stream](encoded.after(self.layer))
+        out = project[self.owner[stream]](state).float()
+        return F.normalize(out, dim=1) if self.cosine else out
+
+    def factor(self) -> Tensor:
+        """What cosines are multiplied by, a scalar."""
         # the softmax form's temperature is kept from running away (CLIP, section 2.5); the sigmoid
         # form has no such limit, and published weights lie beyond it
-        scale = (self.scale.clamp(max=math.log(100)) if self.bias is None else self.scale).exp()
-        return contrast(a, b, aim.value, aim.weight, scale, self.bias)
+        return (self.scale.clamp(max=math.log(100)) if self.bias is None else self.scale).exp()
+
+    def scores(self, encoded: Encoded) -> Tensor:
+        """Scaled cosines ``[E, E]``: the first stream of each example with the second of each."""
+        a, b = (self.features(encoded, s) for s in self.pair)
+        with torch.autocast(a.device.type, enabled=False):
+            return self.factor() * a @ b.T
+
+    def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
+        """Loss over the local pairs against the global batch, and ``correct`` retrievals.
+
+        With a queue: against the queue, which takes in what was made here at the step's end.
+        """
+        if self.queue is None or self.slow is None:
+            a, b = (self.features(encoded, s).index_select(0, aim.index) for s in self.pair)
+            return contrast(a, b, aim.value, aim.weight, self.factor(), self.bias)
+        slow = encoded.slow(self.queued if encoded.view.apart else None)
+        total: dict[str, Tensor] = {}
+        made = []
+        for number, stream in enumerate(self.queued):
+            asker = self.pair[1 - self.pair.index(stream)]
+            with torch.no_grad():
+                key = self._features(self.slow, slow, stream).index_select(0, aim.index)
+            made.append(key)
+            part = queue_contrast(
+                self.features(encoded, asker).index_select(0, aim.index),
+                key, self.queue.feature[number], aim.value, self.queue.sample, aim.weight,
+                self.factor(),
+            )  # fmt: skip
+            total = {k: total[k] + v if total else v for k, v in part.items()}
+        if self.training:
+            self._made = (torch.stack(made), aim)
+        share = (self.queue.full() if self.wait else 1) / len(self.queued)
+        return {k: v * share for k, v in total.items()}
+
+    def settle(self) -> None:
+        """Queue the features of the global batch."""
+        if self.queue is None or self._made is None:
+            return
+        made, aim = self._made
+        self._made = None
+        rows = [everyones(x, aim.parts) for x in (made.transpose(0, 1), aim.value, aim.weight)]
+        self.queue.push(rows[0].transpose(0, 1), rows[1], rows[2])
+
+    def followers(self) -> list[tuple[nn.Module, nn.Module]]:
+        """The slow projections."""
+        return [] if self.slow is None else [(self.slow, self.project)]
 
     def predict(self, encoded: Encoded) -> Tensor:
         """Both features of each example, ``[E, 2, dim]``."""
@@ -158,19 +254,78 @@ def contrast(
     columns = [_gather(x) for x in (a, b)]
     samples, weights = _gather(sample), _gather(weight)
     first = rank * len(a)
-    step = max(1, at_once // max(1, len(samples)))
-    total: dict[str, Tensor] = {}
-    for start in range(0, len(a), step):
-        rows = slice(start, min(start + step, len(a)))
+
+    def piece(rows: slice) -> tuple[Tensor | None, ...]:
         own = torch.arange(first + rows.start, first + rows.stop, device=a.device)
-        arguments = (
+        return (
             a[rows], b[rows], columns[0], columns[1], own, sample[rows], samples,
             weight[rows], weights, scale, bias,
         )  # fmt: skip
-        many = len(a) > step
-        piece = checkpoint(_rows, *arguments, use_reentrant=False) if many else _rows(*arguments)
-        total = {k: total[k] + v if total else v for k, v in piece.items()}
+
+    return _in_pieces(_rows, piece, len(a), len(samples), at_once)
+
+
+def queue_contrast(
+    asker: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    sample: Tensor,
+    samples: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    at_once: int = LOGITS_AT_ONCE,
+) -> dict[str, Tensor]:
+    """InfoNCE of each asker with its own key, against a queue (MoCo, equation 1).
+
+    Args:
+        asker: ``[K, dim]`` float32, with gradient. key: ``[K, dim]``, without.
+        queue: ``[Q, dim]``, without gradient: the negatives.
+        sample: ``[K]`` int64. samples: ``[Q]``, of the queue; a sample's own are no negatives.
+        weight: ``[K]``.
+        scale: factor on the products, a scalar.
+        at_once: elements of logits that may exist together; more are recomputed in backward.
+
+    Returns:
+        Sums over the rows: ``loss``, and ``correct`` where the own key is the nearest.
+    """
+
+    def piece(rows: slice) -> tuple[Tensor | None, ...]:
+        return asker[rows], key[rows], queue, sample[rows], samples, weight[rows], scale
+
+    return _in_pieces(_queue_rows, piece, len(asker), len(samples), at_once)
+
+
+def _in_pieces(
+    score: Callable[..., dict[str, Tensor]],
+    piece: Callable[[slice], tuple[Tensor | None, ...]],
+    rows: int,
+    columns: int,
+    at_once: int,
+) -> dict[str, Tensor]:
+    """Sums of ``score`` over rows, some at a time: then each is made again in backward."""
+    step = max(1, at_once // max(1, columns))
+    if rows <= step:
+        return score(*piece(slice(0, rows)))
+    total: dict[str, Tensor] = {}
+    for start in range(0, rows, step):
+        arguments = piece(slice(start, min(start + step, rows)))
+        found = checkpoint(score, *arguments, use_reentrant=False)
+        total = {k: total[k] + v if total else v for k, v in found.items()}
     return total
+
+
+def _queue_rows(
+    asker: Tensor, key: Tensor, queue: Tensor, sample: Tensor, samples: Tensor, weight: Tensor,
+    scale: Tensor,
+) -> dict[str, Tensor]:  # fmt: skip
+    with torch.autocast(asker.device.type, enabled=False):
+        own = (asker * key).sum(1, keepdim=True)
+        # barred after scaling: infinity times the scale would spoil the scale's gradient
+        others = (scale * asker @ queue.T).masked_fill(sample[:, None] == samples, -torch.inf)
+        logits = torch.cat([scale * own, others], dim=1)
+    each = logits.logsumexp(1) - logits[:, 0]
+    correct = ((logits.detach().argmax(1) == 0) * weight).sum()
+    return {"loss": (each * weight).sum(), "correct": correct}
 
 
 def _rows(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality
 from crossloom.objectives.view import Shown, View
-from crossloom.units import Array
+from crossloom.units import Array, keyed_rng
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,15 @@ class Aim:
 
     index: Array  #: [K] int64 into the example's units of ``objective.stream``; zeros per example
     value: Array  #: [K, ...]
+    trust: Array | None = None
+    """``[K]`` float32, how far each value is trusted: a factor on its loss. A slot counts as one in
+    the mean however little it is trusted (LXMERT's confidences)."""
 
     def __post_init__(self) -> None:
         if len(self.index) != len(self.value):
             raise ValueError(f"{len(self.index)} places for {len(self.value)} values")
+        if self.trust is not None and len(self.trust) != len(self.index):
+            raise ValueError(f"{len(self.index)} places for {len(self.trust)} trusts")
 
 
 class Head(nn.Module, ABC):
@@ -38,6 +43,14 @@ class Head(nn.Module, ABC):
         Meters (``"correct"``, …) are sums over slots too, detached; the loop divides all of them by
         the summed weights of the global batch.
         """
+
+    def settle(self) -> None:
+        """Called once after each optimiser step, on every process."""
+        return
+
+    def followers(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Slow modules of the head, each with the module that it follows."""
+        return []
 
     def predict(self, encoded: Encoded) -> Tensor:
         """Per example, ``[E, ...]``: what evaluation reads (scores, logits, an embedding)."""
@@ -89,6 +102,21 @@ class Objective(ABC):
         """The stream whose units the aim indexes, or ``""`` when examples are scored."""
         return ""
 
+    @property
+    def depth(self) -> int:
+        """The layer whose states are scored, counted from 1; 0 for the last."""
+        return 0
+
+    @property
+    def inertia(self) -> float | None:
+        """Momentum of the slow encoders that the head asks for; None when it asks for none."""
+        return None
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Objectives whose heads are asked about the same batch: drawn whenever this one is."""
+        return ()
+
     @abstractmethod
     def aim(self, shown: Shown) -> Aim:
         """What to score in one example, from clean units, before anything is corrupted away."""
@@ -113,6 +141,27 @@ class Objective(ABC):
                 raise ValueError(
                     f"view {self.view.name!r}: no stream {stream!r}; there are {offer}"
                 )
+
+    def check_others(self, others: Mapping[str, Objective]) -> None:
+        """Raise ValueError when an objective that this one leans on is missing or does not fit."""
+        for name in self.beside:
+            need(name, others)
+
+
+def need(name: str, others: Mapping[str, Objective]) -> Objective:
+    """Another objective of the recipe.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in others:
+        raise ValueError(f"there is no objective {name!r}; there are {', '.join(others)}")
+    return others[name]
+
+
+def mark(key: str) -> Array:
+    """A 63-bit hash of an example's sample, int64 ``[]``, at least 1: tells its other examples."""
+    return np.array(keyed_rng(key.split("#")[0]).integers(1, 2**63 - 1), np.int64)
 
 
 def example_aim(value: Array) -> Aim:

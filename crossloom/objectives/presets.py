@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from crossloom.objectives.align import Align
+from crossloom.objectives.classify import Classify
 from crossloom.objectives.contrast import Contrast
 from crossloom.objectives.match import Match
 from crossloom.objectives.reconstruct import Reconstruct
@@ -14,6 +16,8 @@ from crossloom.objectives.view import Hide, View
 BERT = Hide(rate=0.15, show=0.1, swap=0.1)
 #: UNITER: 15 % of the regions, all of them hidden.
 REGIONS = Hide(rate=0.15, show=0.0, swap=0.0, by="group")
+#: Unicoder-VL, ImageBERT: 15 % of the regions, of which 90 % are hidden, 10 % left.
+OBJECTS = Hide(rate=0.15, show=0.1, swap=0.0)
 
 
 def mlm(
@@ -69,6 +73,32 @@ def mrfr(
     return replace(mrc(streams, stream=stream, hide=hide), target="feature")
 
 
+def moc(
+    streams: tuple[str, ...] = ("text", "image"), *, stream: str = "image", hide: Hide = OBJECTS
+) -> Reconstruct:
+    """Masked object classification against the detector's best class but background.
+
+    Unicoder-VL (Li et al. 2020) and ImageBERT (Qi et al. 2020), where it is named so: regions
+    hidden one by one, and only of pairs that match.
+    """
+    view = View(name="moc", streams=streams, hide={stream: hide})
+    return Reconstruct(view=view, stream=stream, target="class")
+
+
+def detected(
+    view: View, *, stream: str = "image", target: str = "class", everywhere: bool = True
+) -> Reconstruct:
+    """What the detector named, weighed by its confidence (LXMERT, Tan & Bansal 2019, section 3.1).
+
+    On all regions, as the released code does, or ``everywhere=False`` on hidden ones, as the paper
+    says; on mismatched pairs too. The code multiplies by 1 / 0.15 for the share that is hidden.
+    """
+    return Reconstruct(
+        view=view, stream=stream, target=target, everywhere=everywhere, trusted=True,
+        matched_only=False, weight=1 / 0.15 if everywhere else 1.0,
+    )  # fmt: skip
+
+
 def masked_speech(
     streams: tuple[str, ...] = ("speech",), *, stream: str = "speech", rate: float = 0.15
 ) -> Reconstruct:
@@ -88,6 +118,74 @@ def itm(
     return Match(view=View(name="itm", streams=streams, mismatch=mismatch), pooled=pooled)
 
 
+def itm_hard(
+    streams: tuple[str, str] = ("text", "image"),
+    *,
+    mined: str = "itc",
+    pooled: tuple[str, ...] = ("text",),
+) -> Match:
+    """Image-text matching with mismatches that a contrast finds hard (ALBEF, section 3.2)."""
+    return Match(view=View(name="itm", streams=streams), pooled=pooled, mined=mined)
+
+
+def wra(
+    streams: tuple[str, ...] = ("text", "image"),
+    *,
+    mismatch: str = "image",
+    pair: tuple[str, str] = ("text", "image"),
+) -> Align:
+    """Word-region alignment on the pass of :func:`itm` (UNITER, section 3.2), weight 0.1."""
+    view = View(name="itm", streams=streams, mismatch=mismatch)
+    return Align(view=view, pair=pair, weight=0.1)
+
+
+def tagged(
+    streams: tuple[str, ...] = ("text", "tags", "image"),
+    *,
+    mismatch: str | tuple[str, ...] = "tags",
+    hide: Hide = BERT,
+    hidden: tuple[str, ...] = ("text", "tags"),
+) -> View:
+    """Oscar's view: words and object tags masked alike, the tags another image's half of the time.
+
+    Oscar+ (VinVL, section 3.2) spoils tags or text, a quarter of the time each:
+    ``mismatch=("tags", "text")``. ``tags`` is a text stream tied to ``text``, of passage type 1.
+    """
+    return View(name="tagged", streams=streams, mismatch=mismatch, hide=dict.fromkeys(hidden, hide))
+
+
+def mtl(view: View, *, stream: str = "text", shared: str = "") -> Reconstruct:
+    """Masked token loss (Oscar, Li et al. 2020, section 3) for words, or for tags with their head.
+
+    Tags and words of mismatched examples are predicted too (the code's default). Each of the two
+    is averaged over its own slots.
+
+    Args:
+        view: :func:`tagged`.
+        stream: whose units are predicted.
+        shared: for the tags, the name under which the recipe has the words' objective.
+    """
+    return Reconstruct(view=view, stream=stream, target="token", matched_only=False, shared=shared)
+
+
+def tag_contrast(view: View, *, pooled: tuple[str, ...] = ("text",)) -> Match:
+    """Do the tags belong to the image (Oscar, section 3)? If several may not, which (Oscar+)?"""
+    return Match(view=view, pooled=pooled, which=len(view.mismatched) > 1)
+
+
+def image_questions(
+    view: View, answers: tuple[str, ...], *, pooled: tuple[str, ...] = ("text",)
+) -> Classify:
+    """Answering questions while pre-training (LXMERT, section 3.1); for a component of questions.
+
+    Args:
+        view: the one that the other objectives share; questions put to another image have no slot.
+        answers: the table, 9,500 as published.
+        pooled: streams that are read.
+    """
+    return Classify(view=view, label="answers", classes=answers, form="shares", pooled=pooled)
+
+
 def itc(
     pair: tuple[str, str] = ("text", "image"),
     *,
@@ -99,6 +197,25 @@ def itc(
     view = View(name="itc", streams=pair, apart=True)
     temperature = 0.07 if form == "softmax" else 0.1
     return Contrast(view=view, pair=pair, form=form, dim=dim, pool=pool, temperature=temperature)
+
+
+def itc_queue(
+    pair: tuple[str, str] = ("text", "image"),
+    *,
+    queue: int = 9600,
+    momentum: float = 0.99,
+    dim: int = 256,
+    pool: Literal["first", "mean"] = "mean",
+) -> Contrast:
+    """Image-text contrast with slow encoders and a queue for each side (WenLan, Huo et al. 2021).
+
+    The paper adds both directions, of which this is the mean: give it weight 2 for the same.
+    """
+    view = View(name="itc", streams=pair, apart=True)
+    return Contrast(
+        view=view, pair=pair, dim=dim, pool=pool, queue=queue, momentum=momentum,
+        temperature=0.07, learned=False,
+    )  # fmt: skip
 
 
 def same_passages(stream: str = "text", *, pool: Literal["first", "mean"] = "first") -> Match:
@@ -118,8 +235,32 @@ def xlco(
 ) -> Contrast:
     """Cross-lingual contrast of a sentence with its translation (InfoXLM, section 3.3).
 
-    Against the batch alone, without the momentum encoder and its queue; the second stream is tied
-    to the first, and the reader gives translations apart.
+    Against the batch alone; :func:`xlco_queue` is the published form. The second stream is tied to
+    the first, and the reader gives translations apart.
     """
     view = View(name="xlco", streams=pair, apart=True)
     return Contrast(view=view, pair=pair, dim=dim, pool=pool, shared=True)
+
+
+def xlco_queue(
+    pair: tuple[str, str] = ("text", "second"),
+    *,
+    layer: int = 8,
+    queue: int = 131_072,
+    momentum: float = 0.9999,
+    dim: int = 768,
+    hide: Hide | None = BERT,
+) -> Contrast:
+    """Cross-lingual contrast with a slow encoder and a queue (InfoXLM, section 3.3).
+
+    At a middle layer (8 of 12, 12 of 24), features not brought to length one, temperature 0.25
+    (``microsoft/unilm:infoxlm``), one direction, no loss until the queue is full.
+    Inputs are masked as for MLM, as the code does. Mix-up of two pairs would be the reader's.
+    """
+    view = View(
+        name="xlco", streams=pair, apart=True, hide=dict.fromkeys(pair, hide) if hide else {}
+    )
+    return Contrast(
+        view=view, pair=pair, dim=dim, shared=True, layer=layer, queue=queue, momentum=momentum,
+        both=False, wait=True, cosine=False, temperature=0.25, learned=False,
+    )  # fmt: skip

@@ -51,8 +51,9 @@ class View:
     name: str
     streams: tuple[str, ...]
     hide: Mapping[str, Hide] = field(default_factory=dict)
-    mismatch: str = ""
-    """Stream that is taken from another example with probability ``mismatch_rate``."""
+    mismatch: str | tuple[str, ...] = ""
+    """Stream that is taken from another example with probability ``mismatch_rate``; of several, one
+    is, each as often as the others (Oscar+: tags or text)."""
     mismatch_rate: float = 0.5
     apart: bool = False
     """Streams do not read each other: two encoders in one pass, whatever the plan."""
@@ -71,8 +72,7 @@ class View:
 
     def __post_init__(self) -> None:
         read = (s for names in self.reads.values() for s in names)
-        mismatch = [self.mismatch] if self.mismatch else []
-        named = {*self.hide, *self.causal, *self.reads, *read, *mismatch}
+        named = {*self.hide, *self.causal, *self.reads, *read, *self.mismatched}
         named |= {*self.twice, *self.against}
         if strange := sorted(named - set(self.streams)):
             raise ValueError(f"view {self.name!r} shows {self.streams}, not {', '.join(strange)}")
@@ -91,6 +91,13 @@ class View:
         """All streams that examples must have for this view."""
         return (*self.streams, *self.twice.values())
 
+    @property
+    def mismatched(self) -> tuple[str, ...]:
+        """The streams that ``mismatch`` names."""
+        if isinstance(self.mismatch, tuple):
+            return self.mismatch
+        return (self.mismatch,) if self.mismatch else ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
@@ -100,6 +107,7 @@ class Shown:
     units: Mapping[str, Units]  #: clean, by stream, after mismatching
     fate: Mapping[str, Array]  #: by stream, [N] int8 of :class:`~crossloom.units.Fate`
     matched: bool  #: False when a stream was taken from another example
+    taken: str = ""  #: the stream that was
     labels: Mapping[str, Any]  #: what the reader knows of the example (answers, a class)
     rivals: bool = False  #: the view's rows ``against`` others do show other examples
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from crossloom.batch import Batch
+from crossloom.models.model import CrossloomModel
 
 #: Sums over slots by objective and meter ("loss", "correct", …), local to the process.
 Sums = dict[str, dict[str, Tensor]]
@@ -24,8 +25,11 @@ def add(total: Sums, sums: Sums) -> None:
 class Engine(Protocol):
     """Runs steps on a model by some means of distribution."""
 
-    model: nn.Module
+    model: CrossloomModel
     """The bare model."""
+
+    def expect(self, batch: Batch) -> None:
+        """Begin to bring a batch to the device, ahead of the step that runs it."""
 
     def step(self, number: int, batches: Sequence[Batch], counts: Mapping[str, float]) -> Sums:
         """Forward and backward over the batches, then one update.

@@ -202,6 +202,7 @@ class Recipe:
                     raise ValueError(
                         f"mixture.{name}.objectives: {_unknown(objective, self.objectives)}"
                     )
+            _check_joined(name, component, self.objectives)
         for stream in (*self.tied, *self.tied.values()):
             if stream not in self.modalities:
                 raise ValueError(f"tied: {_unknown(stream, self.modalities)}")
@@ -214,6 +215,14 @@ class Recipe:
         if self.pace and not self.held_every:
             raise ValueError("pace: follows held-out losses; set held_every, and components' held")
         drawn = {o for c in self.mixture.values() for o in c.objectives}
+        for name, component in self.mixture.items():
+            for objective in component.objectives:
+                lacking = set(self.objectives[objective].beside) - set(component.objectives)
+                if lacking:
+                    raise ValueError(
+                        f"mixture.{name}.objectives: {objective!r} needs {sorted(lacking)[0]!r} "
+                        "beside it, on the same batches"
+                    )
         if idle := [o for o in self.objectives if o not in drawn]:
             raise ValueError(f"objectives.{idle[0]}: no component of the mixture trains it")
         if self.fused and not all(o.separable for o in self.objectives.values()):
@@ -222,7 +231,7 @@ class Recipe:
             )
 
     def located(self) -> Recipe:
-        """The recipe with every relative vocabulary under ``data``."""
+        """The recipe with every relative vocabulary and file of class names under ``data``."""
 
         def place(modality: Modality) -> Modality:
             path = getattr(modality, "vocabulary", None)
@@ -230,7 +239,36 @@ class Recipe:
                 return modality
             return replace(modality, vocabulary=str(Path(self.data) / path))  # type: ignore[call-arg]
 
-        return replace(self, modalities={s: place(m) for s, m in self.modalities.items()})
+        def named(reader: Reader) -> Reader:
+            tags = getattr(reader, "tags", None)
+            if not tags or not tags.names or Path(tags.names).is_absolute():
+                return reader
+            tags = replace(tags, names=str(Path(self.data) / tags.names))
+            return replace(reader, tags=tags)  # type: ignore[call-arg]
+
+        return replace(
+            self,
+            modalities={s: place(m) for s, m in self.modalities.items()},
+            mixture={n: replace(c, reader=named(c.reader)) for n, c in self.mixture.items()},
+        )
+
+
+def _check_joined(name: str, component: Component, objectives: Mapping[str, Objective]) -> None:
+    """Joined texts are one stream, and how many examples they make is not known ahead."""
+    for objective in component.objectives if component.reader.joined else ():
+        view, slots = objectives[objective].view, objectives[objective].slots(1)
+        if len(view.streams) != 1 or slots is not None or view.mismatch:
+            kind = component.reader.kind
+            raise ValueError(
+                f"mixture.{name}.objectives: {objective!r} compares examples or streams, and "
+                f"reader {kind!r} joins examples of one text stream; train it with another reader"
+            )
+    streams = {s for o in component.objectives for s in objectives[o].view.streams}
+    if component.reader.joined and len(streams) > 1:
+        raise ValueError(
+            f"mixture.{name}: reader {component.reader.kind!r} fills one stream, and the "
+            f"objectives show {', '.join(sorted(streams))}; make a component of each"
+        )
 
 
 Recipe.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]

@@ -151,6 +151,8 @@ def start_from(model: CrossloomModel, weights: Mapping[str, Tensor]) -> tuple[li
     own = model.state_dict()
     fits = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(fits, strict=False)
+    if not any(k.startswith("slow.") for k in fits):
+        model.catch_up()
     return sorted(set(own) - set(fits)), sorted(set(weights) - set(fits))
 
 

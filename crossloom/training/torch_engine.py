@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -11,28 +12,42 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from crossloom.batch import Batch
+from crossloom.models.model import CrossloomModel
+from crossloom.training.copies import Copies
 from crossloom.training.engine import Sums, add
 from crossloom.training.environment import Environment, seed_torch
 from crossloom.training.optim import freeze, make_optimiser
 from crossloom.training.recipe import Recipe
 
+#: What ``forward_sync_buffers`` of DDP was called in earlier releases of torch.
+_BEFORE = "broadcast_buffers"
+
 
 class TorchEngine:
     """Autocast, accumulation, clipping, AdamW, EMA."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, environment: Environment) -> None:
+    def __init__(self, model: CrossloomModel, recipe: Recipe, environment: Environment) -> None:
         self.recipe, self.environment = recipe, environment
         freeze(model, recipe.optim)
         self.model = model.to(environment.device)
         self.wrapped: nn.Module = self.model
         if environment.world > 1:
             # every head and embedder runs in every step, so there is nothing unused to look for
-            self.wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+            # buffers (queues) are made alike everywhere: sending them each step would only cost
+            known = inspect.signature(DistributedDataParallel.__init__).parameters
+            name = "forward_sync_buffers" if "forward_sync_buffers" in known else _BEFORE
+            settings: dict[str, Any] = {"gradient_as_bucket_view": True, name: False}
+            self.wrapped = DistributedDataParallel(self.model, **settings)
+        self.copies = Copies(environment.device)
         self.optimiser = make_optimiser(self.model, recipe.optim)
         self.weights = {o: x.weight for o, x in recipe.objectives.items()}
         self.ema: dict[str, Tensor] = {}
         if recipe.ema:
-            self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+            self.ema = {n: p.detach().clone() for n, p in self._trained()}
+
+    def expect(self, batch: Batch) -> None:
+        """See :class:`~crossloom.training.engine.Engine`."""
+        self.copies.begin(batch)
 
     def step(self, number: int, batches: Sequence[Batch], counts: Mapping[str, float]) -> Sums:
         """See :class:`~crossloom.training.engine.Engine`."""
@@ -41,15 +56,19 @@ class TorchEngine:
         self._set_rates(number)
         total: Sums = {}
         for place, batch in enumerate(batches):
+            here = self.copies.take(batch)
+            for following in batches[place + 1 : place + 2]:
+                self.expect(following)
             last = place == len(batches) - 1
             sync = nullcontext() if last or self.wrapped is self.model else self.wrapped.no_sync()  # type: ignore[operator]
             with sync:
-                sums = self._backward(batch, counts)
+                sums = self._backward(here, counts)
             add(total, sums)
         clip = self.recipe.optim.clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        self.model.settle()
         self._average(number)
         total["step"] = {"norm": norm.detach()}
         return total
@@ -68,10 +87,9 @@ class TorchEngine:
         return total
 
     def _backward(self, batch: Batch, counts: Mapping[str, float]) -> Sums:
-        device = self.environment.device
         bf16 = self.recipe.precision == "bf16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            sums: Sums = self.wrapped(batch.to(device))
+        with torch.autocast(self.environment.device.type, torch.bfloat16, enabled=bf16):
+            sums: Sums = self.wrapped(batch)
         # sums over the global counts; DDP will divide by the number of processes
         parts = [
             sums[o]["loss"] * (self.weights[o] * self.environment.world / max(counts[o], 1.0))
@@ -85,12 +103,15 @@ class TorchEngine:
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.optim.rate * factor * group["factor"]
 
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+
     @torch.no_grad()
     def _average(self, number: int) -> None:
         if self.ema:
             # the early average follows closely, else it would remember the initial weights
             decay = min(self.recipe.ema, (1 + number) / (10 + number))
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in self._trained():
                 self.ema[name].lerp_(parameter, 1 - decay)
 
     def state(self) -> dict[str, Tensor]:

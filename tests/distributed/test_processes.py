@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from crossloom.models.presets import dual_encoder
 from crossloom.objectives.contrast import contrast
+from crossloom.objectives.presets import itc_queue
 from crossloom.testing.processes import run_ranks
-from crossloom.testing.recipes import tiny_recipe
+from crossloom.testing.recipes import STREAMS, tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
+from crossloom.training.run import load_weights
 
 pytestmark = pytest.mark.distributed
 
@@ -32,6 +35,40 @@ def test_two_processes_give_the_losses_of_one(world, tmp_path, fused):
     for first, second in zip(one, two, strict=True):
         for name in names & set(first):
             assert second[name] == pytest.approx(first[name], abs=1e-4), (first["step"], name)
+
+
+def run_queued(world: str, out: str) -> None:
+    base = tiny_recipe(Path(world), plan=dual_encoder(*STREAMS, layers=1, width=32, heads=2))
+    captions = replace(base.mixture["captions"], objectives=("mlm", "itc"))
+    recipe = replace(
+        base,
+        steps=10,
+        micro=4,
+        objectives={
+            **{n: base.objectives[n] for n in ("mlm", "tlm")},
+            # a queue that no number of batches fills evenly: the order of its rows matters
+            "itc": itc_queue(queue=37, momentum=0.9, dim=16),
+        },
+        mixture={**base.mixture, "captions": captions},
+    )
+    train(recipe, Path(out), start("cpu"))
+
+
+def test_queues_and_slow_encoders_are_the_same_on_two_processes(world, tmp_path):
+    run_queued(str(world), str(tmp_path / "one"))
+    run_ranks(2, run_queued, str(world), str(tmp_path / "two"))
+    one, two = (read_journal(tmp_path / x / "metrics.jsonl") for x in ("one", "two"))
+    assert len(one) == len(two) == 10
+    for first, second in zip(one, two, strict=True):
+        if "itc/loss" in first:
+            assert second["itc/loss"] == pytest.approx(first["itc/loss"], abs=1e-4)
+    one, two = (load_weights(tmp_path / x)[0] for x in ("one", "two"))
+    assert torch.equal(one["heads.itc.queue.sample"], two["heads.itc.queue.sample"])
+    assert one["heads.itc.queue.place"] == two["heads.itc.queue.place"]
+    assert (one["heads.itc.queue.sample"] > 0).all()
+    for name, value in one.items():
+        if "slow" in name or "queue" in name:
+            torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3)
 
 
 def pairs(form: str) -> tuple[torch.Tensor, ...]:

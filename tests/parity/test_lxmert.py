@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from crossloom.interop import lxmert
+from crossloom.training.run import make_model
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.peers
@@ -129,3 +130,13 @@ def test_the_round_trip_is_exact(tmp_path, name, settings):
     if not config["task_obj_predict"]:
         config |= dict.fromkeys([k for k in config if k.endswith("_loss")], False)
     family.check_written(lxmert, cls, config, weights, recipe, model, tmp_path / "out")
+
+
+def test_the_published_size_has_as_many_parameters(tmp_path):
+    """At its published size, on no device."""
+    with torch.device("meta"):
+        theirs = transformers.LxmertForPreTraining(transformers.LxmertConfig())
+        recipe = lxmert.read(theirs.config.to_dict(), theirs.state_dict(), tmp_path)[0]
+        ours = make_model(recipe)
+    counts = [sum(p.numel() for p in m.parameters()) for m in (ours, theirs)]
+    assert counts == [228_051_752] * 2

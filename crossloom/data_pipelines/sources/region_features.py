@@ -39,7 +39,13 @@ _FIELDS = {
     "count": ("num_boxes", "num_objects"),
     "probabilities": ("cls_prob", "soft_labels"),
     "labels": ("objects_id", "obj_id"),
+    "confidence": ("objects_conf", "obj_conf"),
+    "attributes": ("attrs_id", "attr_id"),
+    "attribute_confidence": ("attrs_conf", "attr_conf"),
 }
+
+#: Arrays of a number a region, and the type of their bytes where those are given.
+_PER_REGION = {"confidence": np.float32, "attributes": np.int64, "attribute_confidence": np.float32}
 
 
 class BadRegions(ValueError):
@@ -55,6 +61,9 @@ class Regions:
     size: tuple[float, float] | None  #: width and height of the image in pixels
     labels: Array | None = None  #: ``[R]``, 0 is background
     probabilities: Array | None = None  #: ``[R, C]``, class 0 is background
+    confidence: Array | None = None  #: float ``[R]``, of the labels
+    attributes: Array | None = None  #: ``[R]``, as the detector numbers them
+    attribute_confidence: Array | None = None  #: float ``[R]``
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def from_fields(fields: Mapping[str, Any]) -> Regions:
     """Regions from named fields, as bottom-up-attention files, VOLTA and UNITER name them.
 
     Arrays may be base64 text of their bytes. Class numbers count from the first class there; here 0
-    is background, so 1 is added to them.
+    is background, so 1 is added to them. Attributes keep their numbers.
 
     Raises:
         BadRegions: a field is missing or of another form.
@@ -112,6 +121,11 @@ def from_fields(fields: Mapping[str, Any]) -> Regions:
         if "norm_bb" not in fields:
             size = (_number(found["width"]), _number(found["height"]))
         labels = probabilities = None
+        rest = {
+            name: _array(found[name], form).reshape(count)
+            for name, form in _PER_REGION.items()
+            if found[name] is not None
+        }
         if found["labels"] is not None:
             labels = _array(found["labels"], np.int64).reshape(count) + 1
         if found["probabilities"] is not None:
@@ -120,7 +134,7 @@ def from_fields(fields: Mapping[str, Any]) -> Regions:
         if isinstance(error, BadRegions):
             raise
         raise BadRegions("regions are damaged or of another shape than they say") from None
-    return Regions(features, boxes, size, labels, probabilities)
+    return Regions(features, boxes, size, labels, probabilities, **rest)
 
 
 def _array(value: Any, form: Any) -> Array:
@@ -161,6 +175,11 @@ def encode(regions: Regions, image: bytes | None = None) -> bytes:
         arrays["probabilities"] = _half(regions.probabilities)
     if regions.labels is not None:
         arrays["labels"] = np.asarray(regions.labels, np.int32)
+    if regions.attributes is not None:
+        arrays["attributes"] = np.asarray(regions.attributes, np.int32)
+    for name in ("confidence", "attribute_confidence"):
+        if (values := getattr(regions, name)) is not None:
+            arrays[name] = _half(values)
     arrays["size"] = np.array(size, np.float32)
     if any(len(v) != count for k, v in arrays.items() if k != "size"):
         raise BadRegions("regions are damaged or of another shape than they say")
@@ -277,10 +296,10 @@ def each_sample(
         SourceError: no shards.
     """
     found = samples_of(shards)
-    to.total = sum(len(shard.entries) for _, shard in found)
+    to.total = sum(shard.samples for _, shard in found)
     for split, shard in found:
-        for start in range(0, len(shard.entries), batch):
-            numbers = range(start, min(start + batch, len(shard.entries)))
+        for start in range(0, shard.samples, batch):
+            numbers = range(start, min(start + batch, shard.samples))
             samples = [s for n in numbers if (s := _sample(to, shard, n))]
             made = iter(look([image for s in samples for image in s.images.values()]))
             for sample in samples:

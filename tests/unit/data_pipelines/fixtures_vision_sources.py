@@ -365,9 +365,10 @@ def butd_line(name: str, count: int, columns: int = 6) -> str:
     if columns == 7:
         cells.append(b64(found["cls_prob"]))
     if columns == 10:
-        conf = b64(np.ones(count, np.float32))
+        sure = np.linspace(0.25, 0.75, count).astype(np.float32)
         objects = b64(found["obj_id"].astype(np.int64))
-        cells = [name, "8", "8", objects, conf, objects, conf, str(count), *arrays]
+        traits = b64(found["obj_id"].astype(np.int64) + 7)
+        cells = [name, "8", "8", objects, b64(sure), traits, b64(sure / 2), str(count), *arrays]
     return "\t".join(cells) + "\n"
 
 

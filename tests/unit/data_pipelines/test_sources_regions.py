@@ -127,6 +127,19 @@ def test_butd(tmp_path: Path, columns: int) -> None:
     assert list(samples) == ["9", "25", "42"]
     for key, count in {"9": 3, "25": 2, "42": 5}.items():
         same(samples[key]["regions.npz"], count, labels=columns == 10, chance=columns == 7)
+        traits = {"attributes", "confidence", "attribute_confidence"}
+        found = arrays(samples[key]["regions.npz"])
+        assert traits & set(found) == (traits if columns == 10 else set())
+        if columns == 10:
+            assert found["attributes"].tolist() == (found["labels"] - 1 + 7).tolist()
+            sure = np.linspace(0.25, 0.75, count)
+            assert np.allclose(found["confidence"], sure, atol=1e-3)
+            assert np.allclose(found["attribute_confidence"], sure / 2, atol=1e-3)
+            spec = modality.Regions(features=4, classes=4, background=False, attributes=20)
+            units = spec.decode(samples[key], keyed_rng("test"))
+            assert (units.targets["class"] == found["labels"] - 1).all()
+            assert (units.targets["attribute"] == found["attributes"]).all()
+            assert np.allclose(units.targets["class.trust"], sure, atol=1e-3)
     if columns == 10:  # it starts a process
         assert check_shards(str(tmp_path / "out"), processes=1).defects == {}
 
