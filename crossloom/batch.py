@@ -66,6 +66,12 @@ class Stream:
             longest=int(length.max(initial=0)),
         )
 
+    def counts(self) -> Any:
+        """``[E]`` int64, the real units of each example."""
+        if self.real is None:
+            return self.length
+        return torch.zeros_like(self.length).index_add(0, self.example, self.real.long())
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewBatch:
@@ -279,7 +285,7 @@ class Encoded:
 
         Args:
             order: for every stream of the view, ``[F]`` int64: which example comes where. The
-                streams are embedded already; none may be embedded with what it sees of another.
+                streams are embedded already, so what an embedder saw of another stream stays.
         """
         assert self.passes is not None, "only while a batch is scored"
         return self.passes.again(self, order)
@@ -303,16 +309,15 @@ class Encoded:
         state, flat = self.states[stream], self.view.streams[stream]
         if len(state) == 0:
             return state.new_zeros(len(flat.length), state.shape[1])
-        place = flat.start + (flat.length - 1).clamp(min=0) if last else flat.start
+        place = flat.start + (flat.counts() - 1).clamp(min=0) if last else flat.start
         chosen = state.index_select(0, place.clamp(max=len(state) - 1))
         return chosen * (flat.length > 0).unsqueeze(1).to(chosen.dtype)
 
     def mean(self, stream: str) -> Tensor:
         """Mean state ``[E, D]`` over each example's units; zero where an example has none."""
         state, flat = self.states[stream], self.view.streams[stream]
-        length = flat.length
+        length = flat.counts()
         if flat.real is not None:
             state = state * flat.real[:, None].to(state.dtype)
-            length = torch.zeros_like(length).index_add(0, flat.example, flat.real.long())
         total = state.new_zeros(len(length), state.shape[1]).index_add(0, flat.example, state)
         return total / length.clamp(min=1).unsqueeze(1).to(total.dtype)

@@ -65,7 +65,7 @@ def exhibit(
         else:
             fate[stream] = draw_fates(these, hide, rng)
             content[stream] = modalities[stream].substitute(these, fate[stream], rng)
-            if (fate[stream] == Fate.SWAP).any() and modalities[stream].swapped:
+            if modalities[stream].swapped and (fate[stream] == Fate.SWAP).any():
                 strangers = [o.units[stream] for o in others if o.sample != example.sample]
                 names = modalities[stream].swapped
                 content[stream] = _swap(content[stream], fate[stream], names, strangers, rng)

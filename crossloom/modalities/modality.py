@@ -30,9 +30,6 @@ class Target:
 
     dim: int
     form: Literal["index", "distribution", "vector"]
-    trusted: bool = False
-    """Whether ``Units.targets`` also holds ``"NAME.trust"``, float32 ``[N]`` in 0..1: how far each
-    value is trusted (a detector's confidence)."""
 
 
 class Embedder(nn.Module, ABC):

@@ -210,9 +210,9 @@ class Text(Modality):
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.segment < max(1, self.segments):
+        if not 0 <= self.segment < self.segments:
             raise ValueError(
-                f"segment is {self.segment}; with segments={self.segments} it is below"
+                f"segment is {self.segment}; expected 0..{self.segments - 1}: segments"
             )
         if self.positions and self.positions < self.offset + self.limit:
             raise ValueError(

@@ -262,9 +262,9 @@ class Fusion(nn.Module):
                 states = checkpoint(layer, states, layout, use_reentrant=False)
             else:
                 states = layer(states, layout)
-            states = self._settle(states, number)
             if middle is not None and number in middle:
                 middle[number] = states
+            states = self._settle(states, number)
             if number == depth:
                 break
         return states

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from crossloom.batch import Batch, Encoded, ViewBatch, pick
 from crossloom.modalities.modality import Embedder, Modality
 from crossloom.models.attention import Attention
+from crossloom.models.encode import encode
 from crossloom.models.fusion import Fusion
-from crossloom.models.momentum import Slow, encode, follow
+from crossloom.models.momentum import Slow, follow
 from crossloom.models.plan import Plan
-from crossloom.objectives.match import Match
 from crossloom.objectives.objective import Head, Objective
 from crossloom.objectives.reconstruct import ReconstructHead
 from crossloom.objectives.view import View
@@ -85,9 +85,6 @@ class CrossloomModel(nn.Module):
             if self._embedder(self.owner[head.stream]).tied(head.name) is None:
                 head.untie()
         for name, objective in objectives.items():
-            if isinstance(objective, Match) and objective.mined:
-                for stream in objective.view.streams:
-                    self._check_mined(name, stream)
             if objective.shares:
                 _share(name, objective.shares, self.heads)
         _initialise(self)
@@ -113,9 +110,11 @@ class CrossloomModel(nn.Module):
                 f"give them one momentum, not {', '.join(map(str, sorted(momenta)))}"  # type: ignore[type-var]
             )
         owners = {self.owner[s]: None for o in asking.values() for s in o.view.streams}
+        if any(self._embedder(s).looks_at for s in owners):
+            owners = dict.fromkeys(self.embed)  # they share parts
         depths = [o.depth for o in asking.values()]
         return Slow(
-            {s: self.embed[s] for s in owners},
+            nn.ModuleDict({s: self.embed[s] for s in owners}),
             self.fusion,
             float(momenta.pop() or 0.0),
             tuple(sorted({d for d in depths if d})),
@@ -124,19 +123,6 @@ class CrossloomModel(nn.Module):
 
     def _embedders(self, embed: nn.ModuleDict) -> dict[str, nn.Module]:
         return {s: embed[owner] for s, owner in self.owner.items() if owner in embed}
-
-    def _check_mined(self, name: str, stream: str) -> None:
-        """Streams are paired anew as they were embedded: none may have seen another there."""
-        if sees := self._embedder(self.owner[stream]).looks_at:
-            raise ValueError(
-                f"objectives.{name}.mined: {stream!r} is embedded with what it sees of "
-                f"{', '.join(sees)}, so that pairs cannot be made anew; use view.mismatch"
-            )
-
-    def _embedder(self, stream: str) -> Embedder:
-        embedder = self.embed[stream]
-        assert isinstance(embedder, Embedder)
-        return embedder
 
     def encode(self, view: ViewBatch, record: list[Attention] | None = None) -> Encoded:
         """One view through embedders and Transformer."""
@@ -159,8 +145,13 @@ class CrossloomModel(nn.Module):
     def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         if self.slow is None:
             return []
-        pairs = self.slow.pairs(self._embedders(self.embed), self.fusion)
+        pairs = self.slow.pairs(self.embed, self.fusion)
         return [*pairs, *(pair for head in self._heads() for pair in head.followers())]
+
+    def _embedder(self, stream: str) -> Embedder:
+        embedder = self.embed[stream]
+        assert isinstance(embedder, Embedder)
+        return embedder
 
     def forward(
         self, batch: Batch, predict: tuple[str, ...] = ()

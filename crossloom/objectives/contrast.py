@@ -134,9 +134,11 @@ class ContrastHead(Head):
             {s: Summary(s, widths[s], spec.pools.get(s, spec.pool)) for s in spec.pair}
         )
         self.project = nn.ModuleDict(
-            {s: _projection(spec.projections.get(s, "linear"), s, widths[s], spec.dim)
-             for s in projected}
-        )  # fmt: skip
+            {
+                s: _projection(spec.projections.get(s, "linear"), s, widths[s], spec.dim)
+                for s in projected
+            }
+        )
         self.layer, self.cosine, self.wait = spec.layer, spec.cosine, spec.wait
         self.scale: Tensor
         start = torch.tensor(math.log(1 / spec.temperature))
@@ -149,17 +151,18 @@ class ContrastHead(Head):
         #: streams whose slow features are queued; each is asked for by the other
         self.queued = (spec.pair if spec.both else spec.pair[1:]) if spec.queue else ()
         self.queue = Queue(len(self.queued), spec.queue, spec.dim) if spec.queue else None
-        if spec.queue and any(x.probe is not None for x in self.summary.values()):
-            raise ValueError("queue: a probe that summarises has no slow copy; pool otherwise")
-        self.slow = copy.deepcopy(self.project).requires_grad_(False) if spec.queue else None
+        #: slow copies of both
+        self.slow = _copy(self.summary, self.project) if spec.queue else None
         self._made: tuple[Tensor, AimBatch] | None = None
 
     def features(self, encoded: Encoded, stream: str) -> Tensor:
         """Vectors ``[E, dim]`` of one stream, float32; of length one if ``cosine``."""
-        return self._features(self.project, encoded, stream)
+        return self._features(self.summary, self.project, encoded, stream)
 
-    def _features(self, project: nn.ModuleDict, encoded: Encoded, stream: str) -> Tensor:
-        state = self.summary[stream](encoded.after(self.layer))
+    def _features(
+        self, summary: nn.ModuleDict, project: nn.ModuleDict, encoded: Encoded, stream: str
+    ) -> Tensor:
+        state = summary[stream](encoded.after(self.layer))
         out = project[self.owner[stream]](state).float()
         return F.normalize(out, dim=1) if self.cosine else out
 
@@ -184,12 +187,13 @@ class ContrastHead(Head):
             a, b = (self.features(encoded, s).index_select(0, aim.index) for s in self.pair)
             return contrast(a, b, aim.value, aim.weight, self.factor(), self.bias)
         slow = encoded.slow(self.queued if encoded.view.apart else None)
+        summary, project = (m for m in self.slow if isinstance(m, nn.ModuleDict))
         total: dict[str, Tensor] = {}
         made = []
         for number, stream in enumerate(self.queued):
             asker = self.pair[1 - self.pair.index(stream)]
             with torch.no_grad():
-                key = self._features(self.slow, slow, stream).index_select(0, aim.index)
+                key = self._features(summary, project, slow, stream).index_select(0, aim.index)
             made.append(key)
             part = queue_contrast(
                 self.features(encoded, asker).index_select(0, aim.index),
@@ -212,8 +216,9 @@ class ContrastHead(Head):
         self.queue.push(rows[0].transpose(0, 1), rows[1], rows[2])
 
     def followers(self) -> list[tuple[nn.Module, nn.Module]]:
-        """The slow projections."""
-        return [] if self.slow is None else [(self.slow, self.project)]
+        """Slow summaries and projections."""
+        fast = (self.summary, self.project)
+        return [] if self.slow is None else list(zip(self.slow, fast, strict=True))
 
     def predict(self, encoded: Encoded) -> Tensor:
         """Both features of each example, ``[E, 2, dim]``."""
@@ -226,6 +231,10 @@ def _projection(kind: Projection, stream: str, width: int, dim: int) -> nn.Modul
     if width != dim:
         raise ValueError(f"projections.{stream}: none needs dim {width}, the width; it is {dim}")
     return nn.Identity()
+
+
+def _copy(*modules: nn.ModuleDict) -> nn.ModuleList:
+    return copy.deepcopy(nn.ModuleList(modules)).requires_grad_(False)
 
 
 def contrast(

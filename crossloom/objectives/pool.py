@@ -46,7 +46,7 @@ class Summary(nn.Module):
         """``[E, width]``."""
         if self.probe is not None:
             flat = encoded.view.streams[self.stream]
-            return self.probe(encoded.states[self.stream], flat.example, flat.length)
+            return self.probe(encoded.states[self.stream], flat.example, flat.length, flat.real)
         if self.pool == "mean":
             return encoded.mean(self.stream)
         return encoded.anchor(self.stream, last=self.pool == "last")
@@ -68,11 +68,19 @@ class ProbePool(nn.Module):
         self.up = nn.Linear(width, spec.hidden)
         self.down = nn.Linear(spec.hidden, width)
 
-    def forward(self, state: Tensor, example: Tensor, length: Tensor) -> Tensor:
-        """``[E, width]`` from units ``[N, width]`` of examples ``[N]``, ``length`` ``[E]``."""
+    def forward(
+        self, state: Tensor, example: Tensor, length: Tensor, real: Tensor | None = None
+    ) -> Tensor:
+        """``[E, width]`` from units ``[N, width]`` of examples ``[N]``, ``length`` ``[E]``.
+
+        Units that are not ``real`` (``[N]`` bool) are not read.
+        """
         q = self.project(self.query).unflatten(0, (self.heads, -1))
         k, v = self.keyvalue(state).unflatten(1, (2, self.heads, -1)).unbind(1)
-        share = _softmax((k * q).sum(-1) / q.shape[-1] ** 0.5, example, len(length))
+        scores = (k * q).sum(-1) / q.shape[-1] ** 0.5
+        if real is not None:
+            scores = scores.masked_fill(~real[:, None], torch.finfo(scores.dtype).min)
+        share = _softmax(scores, example, len(length))
         read = v.new_zeros(len(length), *v.shape[1:]).index_add(0, example, v * share[..., None])
         x = self.output(read.flatten(1))
         x = x + self.down(F.gelu(self.up(self.norm(x)), approximate=self.approximate))

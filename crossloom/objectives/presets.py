@@ -86,7 +86,12 @@ def moc(
 
 
 def detected(
-    view: View, *, stream: str = "image", target: str = "class", everywhere: bool = True
+    view: View,
+    *,
+    stream: str = "image",
+    target: str = "class",
+    trust: str = "confidence",
+    everywhere: bool = True,
 ) -> Reconstruct:
     """What the detector named, weighed by its confidence (LXMERT, Tan & Bansal 2019, section 3.1).
 
@@ -94,7 +99,7 @@ def detected(
     says; on mismatched pairs too. The code multiplies by 1 / 0.15 for the share that is hidden.
     """
     return Reconstruct(
-        view=view, stream=stream, target=target, everywhere=everywhere, trusted=True,
+        view=view, stream=stream, target=target, everywhere=everywhere, trust=trust,
         matched_only=False, weight=1 / 0.15 if everywhere else 1.0,
     )  # fmt: skip
 
@@ -154,8 +159,8 @@ def tagged(
     return View(name="tagged", streams=streams, mismatch=mismatch, hide=dict.fromkeys(hidden, hide))
 
 
-def mtl(view: View, *, stream: str = "text", shared: str = "") -> Reconstruct:
-    """Masked token loss (Oscar, Li et al. 2020, section 3) for words, or for tags with their head.
+def mtl(view: View, *, stream: str = "text", shares: str = "") -> Reconstruct:
+    """Masked token loss (Oscar, Li et al. 2020, section 3) for words, or for tags by their head.
 
     Tags and words of mismatched examples are predicted too (the code's default). Each of the two
     is averaged over its own slots.
@@ -163,9 +168,9 @@ def mtl(view: View, *, stream: str = "text", shared: str = "") -> Reconstruct:
     Args:
         view: :func:`tagged`.
         stream: whose units are predicted.
-        shared: for the tags, the name under which the recipe has the words' objective.
+        shares: for the tags, the name under which the recipe has the words' objective.
     """
-    return Reconstruct(view=view, stream=stream, target="token", matched_only=False, shared=shared)
+    return Reconstruct(view=view, stream=stream, target="token", matched_only=False, shares=shares)
 
 
 def tag_contrast(view: View, *, pooled: tuple[str, ...] = ("text",)) -> Match:

@@ -58,6 +58,8 @@ def start(model: CrossloomModel, recipe: Recipe) -> Started:
         moved = transplant(weights, own, before.plan, recipe.plan, _alike(recipe, before))
         taken = {k: v for k, v in moved.items() if k not in barred} | taken
     model.load_state_dict(taken, strict=False)
+    if not any(k.startswith("slow.") for k in taken):
+        model.catch_up()
     used = {id(v) for v in taken.values()}
     return Started(
         source=recipe.start,

@@ -12,7 +12,7 @@ import torch
 from crossloom.data_pipelines.read import Questions, Texts
 from crossloom.data_pipelines.tags import Tags
 from crossloom.models.presets import single_stream
-from crossloom.objectives.presets import mlm, mtl, tag_contrast, tagged
+from crossloom.objectives.presets import mtl, tag_contrast, tagged
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
@@ -104,7 +104,7 @@ def recipe(world):
         plan=single_stream(STREAMS, layers=2, width=32, heads=2, dropout=0.0),
         objectives={
             "words": mtl(view),
-            "names": mtl(view, stream="tags", shared="words"),
+            "names": mtl(view, stream="tags", shares="words"),
             "tags": replace(tag_contrast(view), pool="mean"),
         },
         mixture={
@@ -121,7 +121,7 @@ def test_a_third_stream_of_tags(recipe):
     located = recipe.located()
     model = make_model(located)
     assert set(model.embed) == {"text", "image"}
-    assert not list(model.heads["names"].parameters())
+    assert set(dict(model.heads["names"].named_parameters())) == {"bias"}
     batch = make_stack(located).micro(0).to("cpu")
     streams = batch.views["tagged"].streams
     assert set(streams["text"].content["segment"].tolist()) == {0}
@@ -142,7 +142,7 @@ def test_a_third_stream_of_tags(recipe):
     other = make_model(replace(located, objectives=own))
     state = dict(model.state_dict())
     state |= {
-        k.replace("words", "names"): v for k, v in state.items() if k.startswith("heads.words")
+        k.replace("words", "names"): v for k, v in state.items() if k.startswith("heads.words.t")
     }
     other.load_state_dict(state)
     torch.testing.assert_close(
@@ -157,20 +157,6 @@ def test_it_trains_and_comes_back(recipe, tmp_path):
         assert lines[-1][f"{name}/loss"] < lines[0][f"{name}/loss"]
     assert "tags/loss" in lines[-1]
     assert from_yaml(tmp_path / RECIPE).objectives == recipe.objectives
-
-
-def test_heads_that_cannot_be_shared(recipe):
-    located = recipe.located()
-    for owner, message in (("nobody", "no objective 'nobody'"), ("tags", "head of its own")):
-        names = replace(located.objectives["names"], shared=owner)
-        with pytest.raises(RecipeError, match=message):
-            make_model(replace(located, objectives={**located.objectives, "names": names}))
-    pair = {
-        "a": mlm(("text",)),
-        "b": replace(mlm(("text",), name="b"), shared="a", loss="cross_entropy"),
-    }
-    with pytest.raises(ValueError, match="with loss 'cross_entropy'"):
-        pair["b"].check_others(pair)
 
 
 def test_ties_may_differ_in_segment_only(recipe):

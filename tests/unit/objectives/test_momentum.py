@@ -210,7 +210,7 @@ def test_a_run_from_other_weights_starts_with_slow_copies_of_them(world, tmp_pat
         if name.startswith(("embed.", "fusion.")):
             assert torch.equal(state[f"slow.{name}"], weights[name])
     assert torch.equal(
-        state["heads.itc.slow.text.weight"], weights["heads.itc.project.text.weight"]
+        state["heads.itc.slow.1.text.weight"], weights["heads.itc.project.text.weight"]
     )
 
 
@@ -284,7 +284,7 @@ def test_sentences_of_two_languages_share_slow_encoders(world, tmp_path):
     model = make_model(recipe.located())
     assert set(model.slow.embed) == {"text"}
     assert model.heads["xlco"].queue.feature.shape == (1, 24, 16)
-    assert set(model.heads["xlco"].slow) == {"text"}
+    assert set(model.heads["xlco"].slow[1]) == {"text"}
     train(recipe, tmp_path, start("cpu"))
     lines = read_journal(tmp_path / "metrics.jsonl")
     assert all(math.isfinite(x["xlco/loss"]) for x in lines)

@@ -18,6 +18,7 @@ from crossloom.models.presets import co_attention, cross_encoder, single_stream
 from crossloom.objectives.classify import Classify
 from crossloom.objectives.match import draw_hard
 from crossloom.objectives.objective import Aim
+from crossloom.objectives.pool import Probe, Summary
 from crossloom.objectives.presets import (
     BERT,
     detected,
@@ -103,6 +104,9 @@ def test_pairing_anew_equals_showing_those_pairs(world, plan):
         torch.testing.assert_close(found.anchor(name), expected.anchor(name), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(found.mean(name), expected.mean(name), atol=1e-5, rtol=1e-4)
     assert found.view.streams["text"].real is not None
+    for pool in ("last", Probe(heads=2, hidden=8)):
+        summary = Summary("text", 32, pool)
+        torch.testing.assert_close(summary(found), summary(expected), atol=1e-5, rtol=1e-4)
     head = model.heads["itm"]
     torch.testing.assert_close(head.predict(found), head.predict(expected), atol=1e-5, rtol=1e-4)
 
@@ -202,6 +206,9 @@ def test_mining_needs_a_contrast_of_the_same_streams_on_the_same_batches(world):
         make_model(replace(recipe, objectives=wrong))
     with pytest.raises(ValueError, match="one of them"):
         replace(itm_hard(), view=itm().view).check(recipe.modalities)
+    looking = replace(recipe.modalities["text"], looks_at="image")
+    with pytest.raises(ValueError, match="'text' shows another stream"):
+        itm_hard().check({**recipe.modalities, "text": looking})
 
 
 def example(number, length=3):
@@ -271,10 +278,10 @@ def shown(matched=True, **arrays):
 def test_everywhere_and_trusted_as_lxmerts_code():
     view = View(name="v", streams=("text", "image"), hide={"image": BERT})
     trust = np.array([0.5, 0.25, 0.9, 1.0], np.float32)
-    everywhere = detected(view).aim(shown(matched=False, **{"class.trust": trust}))
+    everywhere = detected(view).aim(shown(matched=False, **{"confidence": trust}))
     assert everywhere.index.tolist() == [0, 1, 3]
     assert everywhere.trust.tolist() == [0.5, 0.25, 1.0]
-    hidden = detected(view, everywhere=False).aim(shown(**{"class.trust": trust}))
+    hidden = detected(view, everywhere=False).aim(shown(**{"confidence": trust}))
     assert hidden.index.tolist() == [1]
     assert hidden.trust.tolist() == [0.25]
     plain = moc().aim(shown())
@@ -302,8 +309,10 @@ def test_trust_travels_through_batches_and_fusing():
     spec = detected(view)
 
     class Named:
+        swapped = ()
+
         def predictable(self):
-            return {"class": Target(dim=4, form="index", trusted=True)}
+            return {"class": Target(dim=4, form="index")}
 
         def blank(self):
             return make_units({"x": np.zeros(1)})
@@ -313,7 +322,7 @@ def test_trust_travels_through_batches_and_fusing():
 
     collator = Collator({"image": Named()}, {"obj": spec}, 0)
     trust = np.array([0.5, 0.25, 0.9, 1.0], np.float32)
-    units = shown(**{"class.trust": trust}).units["image"]
+    units = shown(**{"confidence": trust}).units["image"]
     one = Example(key="a/0", sample="a/0", epoch=0, units={"image": units}, labels={})
     batch, blank = collator.batch([one], ("obj",), 1), collator.batch([], (), 1)
     assert blank.aims["obj"].trust is None
@@ -333,12 +342,12 @@ def test_regions_are_trusted_as_far_as_they_are_probable(world):
     found = part.source.example(part.source.places()[0], recipe.modalities, frozenset(["image"]), 0)
     targets = found.units["image"].targets
     assert np.allclose(
-        targets["class.trust"],
+        targets["confidence"],
         targets["classes"][np.arange(len(targets["class"])), targets["class"]],
     )
-    assert 0 < targets["class.trust"].min() <= targets["class.trust"].max() <= 1
-    spec = replace(mlm(STREAMS), trusted=True)
-    with pytest.raises(ValueError, match="set trusted to false"):
+    assert 0 < targets["confidence"].min() <= targets["confidence"].max() <= 1
+    spec = replace(mlm(STREAMS), trust="confidence")
+    with pytest.raises(ValueError, match="'text' has no 'confidence'"):
         spec.check(recipe.modalities)
 
 
