@@ -271,23 +271,71 @@ def train_tokenizer(
 
 
 @recipes.command("list")
-def list_recipes() -> None:
-    """All recipes, with the first line of what each says of itself."""
+def list_recipes(
+    page: Annotated[
+        Optional[Path], typer.Option(help="Write the table and drawings into this folder of docs.")
+    ] = None,
+) -> None:
+    """All recipes: what each says of itself, its plan, streams, objectives and parameters."""
     from crossloom.plugins import listed
+    from crossloom.training import summary
 
-    table = Table("recipe", "what it is", "from")
-    for plugin in listed("recipe"):
-        said = (plugin.load().__doc__ or "").strip().split("\n")[0]
-        table.add_row(plugin.name, said, plugin.origin)
+    plugins = listed("recipe")
+    if page is not None:
+        own = [p for p in plugins if p.target.startswith("crossloom.")]
+        summary.page([summary.entry(p) for p in own], page)
+        console.print(f"wrote {page / 'recipes.md'} with {len(own)} recipes")
+        return
+    table = Table("recipe", "what it is", "plan", "streams", "objectives", "parameters", "from")
+    for plugin in plugins:
+        try:
+            one = summary.entry(plugin)
+        except ValueError as error:
+            # another package's broken recipe must not hide the others
+            table.add_row(plugin.name, f"[red]{_plain(error)}[/]", "", "", "", "", plugin.origin)
+            continue
+        row = (one.name, one.says, one.plan, one.streams, one.objectives, one.parameters)
+        table.add_row(*row, plugin.origin)
     console.print(table)
 
 
 @recipes.command("show")
-def show_recipe(recipe: str, assignments: Assignments = None) -> None:
-    """A recipe as YAML, ready to be edited and run."""
+def show_recipe(
+    recipe: str,
+    assignments: Assignments = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Tables of plan, objectives, passes, parameters alone.")
+    ] = False,
+    svg: Annotated[Optional[Path], typer.Option(help="Draw the plan into this file.")] = None,
+) -> None:
+    """A recipe as YAML, ready to be edited and run; on a terminal, with tables of what it is."""
     from crossloom.training.recipe import load_recipe, to_yaml
 
-    print(to_yaml(load_recipe(recipe, assignments or [])), end="")
+    chosen = load_recipe(recipe, assignments or [])
+    if svg is not None:
+        from crossloom.models.draw import draw
+
+        svg.write_text(draw(chosen.plan), "utf-8")
+        console.print(f"wrote {svg}")
+        return
+    if plan or sys.stdout.isatty():
+        _print_tables(chosen)
+    if not plan:
+        print(to_yaml(chosen), end="")
+
+
+def _print_tables(recipe: Any) -> None:
+    from rich.console import Console
+
+    from crossloom.training.summary import tables
+
+    out = Console()
+    for title, headings, rows in tables(recipe.located()):
+        table = Table(*headings)
+        for row in rows:
+            table.add_row(*row)
+        out.print(title, style="bold", highlight=False)
+        out.print(table)
 
 
 @recipes.command("schema")

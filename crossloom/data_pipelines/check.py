@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from crossloom.data_pipelines import index, remote
+from crossloom.data_pipelines import index, remote, summary
 from crossloom.data_pipelines.errors import ShardError, WorkerError
 from crossloom.data_pipelines.read import Reader, sample_json
 from crossloom.data_pipelines.shards import Shard, open_shards
 from crossloom.data_pipelines.source import defect, visit
+from crossloom.data_pipelines.summary import Totals
 from crossloom.modalities.modality import Modality
 from crossloom.modalities.pictures import EXTENSIONS as PICTURES
 from crossloom.modalities.pictures import decode_image
@@ -119,7 +120,7 @@ def check(
     if quarantine and (bad or quarantine.exists()):  # an older list must not look like this one
         lines = (json.dumps(b._asdict(), ensure_ascii=False) + "\n" for b in bad.values())
         quarantine.write_text("".join(lines), "utf-8", "replace")
-    samples = len({(s.path, n) for u in uses for s in u.shards for n in range(len(s.entries))})
+    samples = sum({s.path: s.samples for u in uses for s in u.shards}.values())
     return CheckReport(samples, Counter(kind for _, _, kind in bad))
 
 
@@ -127,8 +128,8 @@ def _pieces(uses: Sequence[Use]) -> Iterator[_Piece]:
     for number, use in enumerate(uses):
         for which, shard in enumerate(use.shards):
             yield _Piece(number, which, 0, -1)
-            for first in range(0, len(shard.entries), _AT_ONCE):
-                yield _Piece(number, which, first, min(first + _AT_ONCE, len(shard.entries)))
+            for first in range(0, shard.samples, _AT_ONCE):
+                yield _Piece(number, which, first, min(first + _AT_ONCE, shard.samples))
 
 
 def _map(uses: Sequence[Use], pieces: Sequence[_Piece], count: int) -> Iterator[list[Defect]]:
@@ -221,7 +222,7 @@ def write_indexes(
     renew: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> tuple[Shard, ...]:
-    """Index tars one by one; damaged ones as far as they go.
+    """Index tars one by one, damaged ones as far as they go; and write their summaries.
 
     Args:
         paths: tars, as :func:`~crossloom.data_pipelines.shards.expand` gives them.
@@ -242,4 +243,20 @@ def write_indexes(
             raise ShardError(f"{into}: an index cannot be written there; choose another --into")
         if progress:
             progress(number, len(paths))
+    _summarise(found, into)
     return tuple(found)
+
+
+def _summarise(shards: Sequence[Shard], into: str) -> None:
+    """Write the summary of each folder; of remote shards, one to be put beside them."""
+    folders: dict[str, dict[str, Totals]] = {}
+    for shard in shards:
+        if not shard.remote:
+            rows = folders.setdefault(os.path.dirname(shard.path), {})
+            rows[os.path.basename(shard.path)] = shard.totals
+    for folder, rows in folders.items():
+        summary.add(folder, rows, into)
+    far = {f"{s.name}.tar": s.totals for s in shards if s.remote}
+    if far and into:
+        place = Path(into).expanduser() / summary.NAME
+        summary.save(place, {**summary.load(place), **far})

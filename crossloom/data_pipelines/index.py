@@ -12,18 +12,26 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, overload
+
+import numpy as np
 
 from crossloom.data_pipelines import cache
 from crossloom.data_pipelines.errors import ShardError
-from crossloom.data_pipelines.tars import scan
+from crossloom.data_pipelines.tars import Sample, scan
+from crossloom.units import Array
 
 FORMAT = 2
 SUFFIX = ".index.json"
+
+#: A sample as the index file has it: key; extension → offset, size, and CRC-32 if it is known;
+#: items; kind and message of what makes it unusable.
+Row = tuple[str, Mapping[str, Sequence[int]], Mapping[str, int], Sequence[str] | None]
 
 
 @dataclass(frozen=True)
@@ -38,11 +46,78 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What samples that count alike have in common."""
+
+    items: Mapping[str, int]
+    faulty: bool  #: whether the sample cannot be used
+
+
+class Entries(Sequence[Entry]):
+    """The samples of a tar, packed: some 100 bytes each where an :class:`Entry` takes a kilobyte.
+
+    Attributes:
+        kinds: each once.
+        kind: of each sample, its number there, ``[samples]``.
+    """
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        """Pack rows as an index file has them: key, members, items, fault."""
+        lines, known, self.kinds = list[bytes](), dict[Any, int](), list[Kind]()
+        kind = array("I")
+        for key, members, items, fault in rows:
+            lines.append(json.dumps((key, members, fault), separators=(",", ":")).encode())
+            mark = (*items.items(), bool(fault))
+            if mark not in known:
+                known[mark] = len(self.kinds)
+                self.kinds.append(Kind({str(x): int(n) for x, n in items.items()}, bool(fault)))
+            kind.append(known[mark])
+        self.kind: Array = np.array(kind, np.uint32)
+        self._lines = b"".join(lines)
+        self._ends: Array = np.cumsum([len(x) for x in lines], dtype=np.int64)
+
+    def rows(self) -> Iterator[Row]:
+        """As they were given."""
+        for number in range(len(self)):
+            key, members, fault = self._line(number)
+            yield key, members, self.kinds[self.kind[number]].items, fault
+
+    def _line(self, number: int) -> tuple[str, Mapping[str, Sequence[int]], Sequence[str] | None]:
+        begin = self._ends[number - 1] if number else 0
+        key, members, fault = json.loads(self._lines[begin : self._ends[number]])
+        return key, members, fault
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    @overload
+    def __getitem__(self, number: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> tuple[Entry, ...]: ...
+
+    def __getitem__(self, number: int | slice) -> Entry | tuple[Entry, ...]:
+        if isinstance(number, slice):
+            return tuple(self[n] for n in range(*number.indices(len(self))))
+        number = range(len(self))[number]
+        key, members, fault = self._line(number)
+        places = {x: (p[0], p[1]) for x, p in members.items()}
+        sums = {x: p[2] for x, p in members.items() if len(p) > 2}
+        wrong = (fault[0], fault[1]) if fault else None
+        return Entry(key, places, self.kinds[self.kind[number]].items, sums, wrong)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entries) and list(self.rows()) == list(other.rows())
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
 class Index:
     """What a tar holds."""
 
     size: int  #: of the tar in bytes
-    entries: tuple[Entry, ...]
+    entries: Entries
     modified: int = 0  #: the tar's time in nanoseconds, 0 where it has none that means anything
     sha256: str = ""  #: of the tar, if known
     damage: tuple[str, str] | None = None  #: kind and message, when the tar goes no further
@@ -52,11 +127,15 @@ def build(file: BinaryIO, checksums: bool = False) -> Index:
     """Read a tar's headers and json members (everything with ``checksums``) into an index."""
     status = os.fstat(file.fileno())
     found = scan(file, status.st_size, checksums)
-    entries = tuple(
-        Entry(s.key, s.members, s.items, s.sums, s.fault) for s in found.samples
-    )  # fmt: skip
+    entries = Entries((s.key, _places(s), s.items, s.fault) for s in found.samples)
     whole = sha256_of(file) if checksums else ""
     return Index(status.st_size, entries, status.st_mtime_ns, whole, found.damage)
+
+
+def _places(sample: Sample) -> dict[str, Sequence[int]]:
+    """Offset, size and, where it is known, checksum of each member."""
+    sums = sample.sums
+    return {x: (*p, sums[x]) if x in sums else p for x, p in sample.members.items()}
 
 
 def sha256_of(file: BinaryIO) -> str:
@@ -77,7 +156,7 @@ def of_file(path: Path, checksums: bool = False, renew: bool = False, into: str 
     Raises:
         ShardError: the file cannot be read.
     """
-    places = [beside(path, into)] if into else [beside(path), beside(path, _folder())]
+    places = [beside(path, into)] if into else [beside(path), beside(path, folder())]
     try:
         status = path.stat()
         saved = None if renew else _first(places, status)
@@ -101,9 +180,12 @@ def of_file(path: Path, checksums: bool = False, renew: bool = False, into: str 
 
 
 def _alike(one: Index, other: Index) -> bool:
-    return one.size == other.size and [(e.key, e.members) for e in one.entries] == [
-        (e.key, e.members) for e in other.entries
-    ]
+    pairs = zip(one.entries, other.entries, strict=False)
+    return (
+        one.size == other.size
+        and len(one.entries) == len(other.entries)
+        and all((a.key, a.members) == (b.key, b.members) for a, b in pairs)
+    )
 
 
 def beside(path: Path, folder: str = "") -> Path:
@@ -114,7 +196,7 @@ def beside(path: Path, folder: str = "") -> Path:
     return Path(folder).expanduser() / f"{path.stem}-{cache.digest(str(path.resolve()))}{SUFFIX}"
 
 
-def _folder() -> str:
+def folder() -> str:
     """Folder of indexes of read-only stores."""
     return os.environ.get("CROSSLOOM_INDEX") or str(cache.folder() / "indexes")
 
@@ -140,7 +222,7 @@ def parse(data: bytes) -> Index:
         if content["format"] != FORMAT:
             raise ValueError("another format")
         size, modified = int(content["size"]), int(content["modified"])
-        entries = tuple(_entry(row, size) for row in content["samples"])
+        entries = Entries(_row(row, size) for row in content["samples"])
         damage = content["damage"]
         found = (str(damage[0]), str(damage[1])) if damage else None
         return Index(size, entries, modified, str(content["sha256"]), found)
@@ -148,33 +230,30 @@ def parse(data: bytes) -> Index:
         raise ValueError(f"not an index ({type(error).__name__}: {error})") from None
 
 
-def _entry(row: Sequence[Any], size: int) -> Entry:
+def _row(row: Row, size: int) -> Row:
+    """A row that may be believed."""
     key, places, items, fault = row
-    members = {str(x): (int(p[0]), int(p[1])) for x, p in places.items()}
-    if any(
-        offset < 0 or length < 0 or offset + length > size for offset, length in members.values()
-    ):
+    members = {str(x): [int(n) for n in p] for x, p in places.items()}
+    if any(p[0] < 0 or p[1] < 0 or p[0] + p[1] > size for p in members.values()):
         raise ValueError(f"{key}: a member lies outside the tar")
-    sums = {str(x): int(p[2]) for x, p in places.items() if len(p) > 2}
-    counts = {str(x): int(n) for x, n in items.items()}
-    return Entry(str(key), members, counts, sums, (str(fault[0]), str(fault[1])) if fault else None)
+    return str(key), members, items, (str(fault[0]), str(fault[1])) if fault else None
 
 
 def save(path: Path, index: Index) -> bool:
     """Write an index beside its place and rename it; False where that cannot be done."""
-    rows = [
-        [e.key, {x: [*p, *([e.sums[x]] if x in e.sums else [])] for x, p in e.members.items()},
-         e.items, e.fault]
-        for e in index.entries
-    ]  # fmt: skip
     content = {
         "format": FORMAT,
         "size": index.size,
         "modified": index.modified,
         "sha256": index.sha256,
         "damage": index.damage,
-        "samples": rows,
+        "samples": list(index.entries.rows()),
     }
+    return write(path, content)
+
+
+def write(path: Path, content: Any) -> bool:
+    """Write JSON beside its place and rename it; False where that cannot be done."""
     name = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -112,7 +112,7 @@ class LiveSource(Source):
         idle, turn = 0, 0
         while True:
             command = self.commands[turn % len(self.commands)]
-            shard, turn, any_came = Shard(PREFIX + command, ()), turn + 1, False
+            shard, turn, any_came = Shard(PREFIX + command), turn + 1, False
             for found in samples(command):
                 key, members, fault = found
                 texts = {n: b"x" for n in members if n.endswith("txt")}

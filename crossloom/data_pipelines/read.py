@@ -18,6 +18,7 @@ import numpy as np
 
 from crossloom.data_pipelines.layouts import adapt
 from crossloom.data_pipelines.shards import Entry
+from crossloom.data_pipelines.summary import Listed
 from crossloom.data_pipelines.tags import Tags
 from crossloom.units import BadSample, Passage, Sample
 
@@ -38,6 +39,20 @@ class Reader(ABC):
     def items(self, entry: Entry) -> int:
         """How many examples a sample counts as."""
         return 1
+
+    def total(self, listed: Listed) -> int | None:
+        """How many examples samples count as together, by what they list in sum.
+
+        It must be the sum of ``items`` over the samples, also of one sample. None where sums do not
+        tell, as in a class that has ``items`` of its own and no ``total``: then the index of every
+        shard is read when a run starts, to ask sample by sample.
+        """
+        return listed.samples
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if "items" in vars(cls) and "total" not in vars(cls):
+            cls.total = lambda self, listed: None  # type: ignore[method-assign]
 
     @abstractmethod
     def read(
@@ -128,11 +143,16 @@ class Texts(Reader):
 
     def items(self, entry: Entry) -> int:
         """One, or as many as there are texts."""
-        if not self.all_texts:
-            return 1
+        return self._texts(entry.items) if self.all_texts else 1
+
+    def total(self, listed: Listed) -> int | None:
+        """The samples, or all their texts."""
+        return self._texts(listed.items) if self.all_texts else listed.samples
+
+    def _texts(self, items: Mapping[str, int]) -> int:
         return sum(
             n
-            for k, n in entry.items.items()
+            for k, n in items.items()
             if (code := k.removeprefix(f"{self.of}.")) != k
             and (not self.languages or (code or self.unnamed) in self.languages)
         )
@@ -239,6 +259,10 @@ class Questions(Reader):
         """The number of questions."""
         return entry.items.get("questions", 0)
 
+    def total(self, listed: Listed) -> int | None:
+        """The number of questions."""
+        return listed.items.get("questions", 0)
+
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
@@ -276,7 +300,14 @@ class Pairs(Reader):
 
     def items(self, entry: Entry) -> int:
         """The number of pairs (times languages)."""
-        return entry.items.get("pairs", 0) * (len(self.languages) if self.all_languages else 1)
+        return self._pairs(entry.items)
+
+    def total(self, listed: Listed) -> int | None:
+        """The number of pairs (times languages)."""
+        return self._pairs(listed.items)
+
+    def _pairs(self, items: Mapping[str, int]) -> int:
+        return items.get("pairs", 0) * (len(self.languages) if self.all_languages else 1)
 
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator

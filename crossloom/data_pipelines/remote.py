@@ -98,6 +98,21 @@ def beside(url: str, suffix: str) -> str:
     return f"{head}{suffix}{query}{rest}"
 
 
+def is_file(url: str) -> bool:
+    """Whether a remote path is an address, beside which other files may lie, and no command."""
+    return is_remote(url) and not url.startswith("pipe:")
+
+
+def sibling(url: str, name: str) -> str:
+    """The address of another file in the same folder.
+
+    >>> sibling("https://host/set/a.tar?key=1", "b.json")
+    'https://host/set/b.json?key=1'
+    """
+    head, query, rest = url.partition("?")
+    return f"{head.rpartition('/')[0]}/{name}{query}{rest}"
+
+
 def name_of(url: str) -> str:
     """The name of the tar that an address or command ends in, without ``.tar``."""
     if not url.startswith("pipe:"):
@@ -164,7 +179,8 @@ def small(url: str, patience: Patience | None = None) -> bytes | None:
     patience = patience or Patience.chosen()
     with tempfile.TemporaryFile() as file:
         try:
-            fetch(url, file, stamp(url, patience), patience)
+            # how long it is comes with the answer: one request
+            fetch(url, file, Stamp(), patience)
         except Missing:
             return None
         file.seek(0)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +45,17 @@ def show_shards(patterns: str | Sequence[str], out: Path, count: int = 24) -> No
     import jinja2
 
     shards = open_shards(patterns)
-    places = [(s, n) for s in shards for n in range(len(s.entries))]
-    samples = [_sample(*places[n]) for n in order_of(len(places), count)]
+    ends = list(accumulate(s.samples for s in shards))
+
+    def place(number: int) -> tuple[Shard, int]:
+        which = bisect_right(ends, number)
+        return shards[which], number - (ends[which] - shards[which].samples)
+
+    samples = [_sample(*place(n)) for n in order_of(ends[-1], count)]
     lengths: Counter[int] = Counter()
     labels: Counter[str] = Counter()
-    for number in order_of(len(places), _COUNTED):
-        content = _content(*places[number])
+    for number in order_of(ends[-1], _COUNTED):
+        content = _content(*place(number))
         lengths.update(min(len(t.split()), 40) for t in _texts(content))
         labels.update(_labels(content))
     totals = describe(shards)
@@ -63,7 +70,7 @@ def show_shards(patterns: str | Sequence[str], out: Path, count: int = 24) -> No
         languages=sorted(languages.items(), key=lambda x: -x[1]),
         lengths=sorted(lengths.items()),
         labels=labels.most_common(40),
-        counted=min(len(places), _COUNTED),
+        counted=min(ends[-1], _COUNTED),
         defects=[d for s in shards for d in s.defects],
         samples=samples,
     )

@@ -5,20 +5,36 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from crossloom.data_pipelines import cache
 from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.layouts import misnamed
-from crossloom.data_pipelines.order import Order, Place
+from crossloom.data_pipelines.order import VERSION, Order, Place, divide
 from crossloom.data_pipelines.read import Labels, Reader
+from crossloom.data_pipelines.recent import Recent
 from crossloom.data_pipelines.shards import Entry, Shard, ShardError
+from crossloom.data_pipelines.summary import one
 from crossloom.modalities.modality import Modality
-from crossloom.units import BadSample, Defect, Passage, Sample, Units, keyed_rng
+from crossloom.units import Array, BadSample, Defect, Passage, Sample, Units, keyed_rng
 
 __all__ = ["Defect", "Source"]
+
+
+#: Samples whose place among the examples of their shard is kept in memory, 8 bytes each.
+_ROOM = 2 << 20
+
+
+class _Found(NamedTuple):
+    """An example found by its place."""
+
+    shard: Shard
+    entry: Entry
+    item: int
+    key: str  #: of the example
+    name: str  #: of the sample
 
 
 class Source:
@@ -33,13 +49,49 @@ class Source:
             ShardError: no sample gives the reader an example.
         """
         self.name, self.shards, self.reader = name, shards, reader
-        self.ends = [np.cumsum([self._items(e) for e in s.entries], dtype=np.int64) for s in shards]
-        self.counts = [int(e[-1]) if len(e) else 0 for e in self.ends]
+        self._ends: Recent[int, Array] = Recent(_ROOM)
+        self.counts: list[int] = []
+        for number in range(len(shards)):
+            self.counts.append(self._count(number))
         if sum(self.counts) == 0:
             raise ShardError(
                 f"{name}: {len(shards)} shards from {shards[0].shown} hold no example for reader "
                 f"{reader.kind!r}; look at them with `crossloom shards show`"
             )
+
+    def _count(self, number: int) -> int:
+        """The examples of a shard, by what its samples list in sum if the reader can tell."""
+        totals = self.shards[number].totals
+        many = self.reader.total(totals.listed)
+        if many is None:
+            ends = self.ends(number)
+            return int(ends[-1]) if len(ends) else 0
+        return many + sum(n for x, n in totals.faults if not self.reader.total(one(x)))
+
+    def ends(self, number: int) -> Array:
+        """Examples of a shard up to and with each of its samples, ``[samples]`` int64.
+
+        Raises:
+            ShardError: the shard or its index cannot be had.
+        """
+        return self._ends.get(number, lambda: self._find_ends(number))
+
+    def _find_ends(self, number: int) -> tuple[Array, int]:
+        entries = self.shards[number].entries
+        kinds = [self.reader.total(one(k.items)) for k in entries.kinds]
+        if any(n is None for n in kinds):
+            each = np.array([self._items(e) for e in entries], np.int64)
+        else:
+            faulty = [int(k.faulty) for k in entries.kinds]
+            each = np.array([n or f for n, f in zip(kinds, faulty, strict=True)], np.int64)
+            each = each[entries.kind]
+        if number < len(self.counts) and each.sum() != self.counts[number]:
+            raise ShardError(
+                f"{self.shards[number].shown}: reader {self.reader.kind!r} counts "
+                f"{self.counts[number]} examples in all and {each.sum()} one by one; its `total` "
+                "must be the sum of its `items`"
+            )
+        return np.cumsum(each), 16 + len(each)
 
     def _items(self, entry: Entry) -> int:
         # a sample that cannot be used keeps a place, so that it is met and counted
@@ -54,13 +106,17 @@ class Source:
         return sum(self.counts)
 
     def fingerprint(self) -> str:
-        """Hash of the shards' names and how many examples each holds: the order follows them."""
+        """What the order follows from beside the recipe.
+
+        That is the version of its arithmetic, and a hash of the shards' names and of how many
+        examples each holds. See :func:`changed`.
+        """
         told = [f"{s.name}:{n}" for s, n in zip(self.shards, self.counts, strict=True)]
-        return blake2b("\n".join(told).encode(), digest_size=8).hexdigest()
+        return f"{VERSION}:{blake2b(chr(10).join(told).encode(), digest_size=8).hexdigest()}"
 
     def crowded(self, readers: int) -> str:
         """What to mend when the cache is too small for what the readers walk along, or ``""``."""
-        far = [s.size for s in self.shards if s.cached]
+        far = [s.size for s in self.shards if s.remote]
         need = min(len(far), 2 * readers) * max(far, default=0)
         if not far or min(need, sum(far)) <= cache.limit():
             return ""
@@ -72,17 +128,26 @@ class Source:
 
     def locate(self, place: Place) -> tuple[Shard, int, int]:
         """Shard, number of the sample in it, and item of the sample."""
-        ends = self.ends[place.shard]
+        return self.shards[place.shard], *self._find(place)[:2]
+
+    def _find(self, place: Place) -> tuple[int, int, int]:
+        """Number of the sample in the shard, item of the sample, and how many it has."""
+        ends = self.ends(place.shard)
         sample = int(np.searchsorted(ends, place.example, side="right"))
         before = int(ends[sample - 1]) if sample else 0
-        return self.shards[place.shard], sample, place.example - before
+        return sample, place.example - before, int(ends[sample]) - before
 
     def key(self, place: Place) -> tuple[str, str]:
         """The example's key and its sample's, without touching data."""
-        shard, sample, item = self.locate(place)
+        found = self._found(place)
+        return found.key, found.name
+
+    def _found(self, place: Place) -> _Found:
+        shard = self.shards[place.shard]
+        sample, item, items = self._find(place)
         entry = shard.entries[sample]
         name = f"{shard.name}/{entry.key}"
-        return (f"{name}#{item}" if self._items(entry) > 1 else name), name
+        return _Found(shard, entry, item, f"{name}#{item}" if items > 1 else name, name)
 
     def example(
         self,
@@ -101,11 +166,10 @@ class Source:
             seed: of all draws, with the epoch and the example's key.
             others: the micro-batch's places: where a mismatched second passage may come from.
         """
-        shard, number, item = self.locate(place)
-        key, name = self.key(place)
+        shard, entry, item, key, name = self._found(place)
         members: Mapping[str, bytes] = {}
         try:
-            members = shard.read(number)
+            members = shard.members(entry)
             rng = keyed_rng(seed, place.epoch, key, "read")
             sample, labels = visit(self.reader, members, item, rng)
             if self.reader.mismatched:
@@ -115,13 +179,13 @@ class Source:
                     sample = {**sample, "text": (sample["text"][0], second)}
             units = units_of(sample, key, place.epoch, modalities, streams, seed)
         except BadSample as error:
-            return defect(shard, shard.entries[number].key, error, members)
+            return defect(shard, entry.key, error, members)
         return Example(key=key, sample=name, epoch=place.epoch, units=units, labels=labels)
 
     def _read(self, place: Place, seed: int) -> tuple[Sample, Labels]:
-        shard, number, item = self.locate(place)
-        rng = keyed_rng(seed, place.epoch, self.key(place)[0], "read")
-        return visit(self.reader, shard.read(number), item, rng)
+        shard, entry, item, key, _ = self._found(place)
+        rng = keyed_rng(seed, place.epoch, key, "read")
+        return visit(self.reader, shard.members(entry), item, rng)
 
     def _foreign(self, place: Place, seed: int, others: Sequence[Place]) -> Passage | None:
         """The second passage of another sample, or None where the example stays matched."""
@@ -141,13 +205,9 @@ class Source:
         return None
 
     def order(self, seed: int, readers: int, window: int, examples: int) -> Order:
-        """The order in which training meets the examples.
-
-        With little data there are fewer readers, so that each has four micro-batches of
-        ``examples`` to itself: a reader with less than one would repeat examples in a batch.
-        """
-        readers = max(1, min(readers, len(self) // (4 * examples)))
-        return Order(self.counts, seed=seed, readers=readers, window=window)
+        """The order in which training meets the examples, by ``readers`` readers at most."""
+        readers, together = divide(len(self), readers, window, examples)
+        return Order(self.counts, seed=seed, readers=readers, window=window, together=together)
 
     def places(self) -> list[Place]:
         """Every example once, as stored (evaluation)."""
@@ -156,6 +216,20 @@ class Source:
             for shard, count in enumerate(self.counts)
             for example in range(count)
         ]
+
+
+def changed(before: str, now: str) -> str:
+    """Why the order of examples is another one than when a fingerprint was taken, or ``""``.
+
+    >>> changed("2:ab", "2:ab"), changed("2:ab", "2:cd")
+    ('', 'its shards hold other numbers of examples than')
+    """
+    versions = [told.rpartition(":")[0] or "1" for told in (before, now)]
+    if versions[0] != versions[1]:
+        return (
+            f"its order is found by arithmetic {versions[1]}, and was by arithmetic {versions[0]}"
+        )
+    return "" if before == now else "its shards hold other numbers of examples than"
 
 
 def units_of(

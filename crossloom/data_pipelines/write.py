@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from crossloom.data_pipelines import summary
 from crossloom.data_pipelines.shards import ShardError, index_path
 
 #: What a member may hold: bytes as they are, text as UTF-8, anything else as compact JSON.
@@ -288,7 +289,8 @@ class ShardSet:
         fresh += [staging / name for name in self._files]
         stale = [*find_shards(self.out, self._prefixes)]
         stale += [index_path(p) for p in stale if index_path(p).exists()]
-        stale += [self.out / name for name in self._files if (self.out / name).exists()]
+        beside = [*self._files, summary.NAME] if stale else self._files
+        stale += [self.out / name for name in beside if (self.out / name).exists()]
         if not self.overwrite and find_shards(self.out, self._prefixes):
             raise ShardError(f"{stale[0]}: was written by someone else meanwhile")
         aside = staging / "replaced"

@@ -7,6 +7,7 @@ last tenth of a per cent matters.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,14 @@ from crossloom.interop.towers import (
     activation,
     layers,
     parts_of,
+    preprocessing,
     projected,
     recipe,
     require,
+    statistics,
     tower,
 )
+from crossloom.modalities.byte_pairs import BytePairs
 from crossloom.modalities.patches import CLIP_DEVIATION, CLIP_MEAN, Patches
 from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
@@ -94,7 +98,7 @@ def read(
     found = recipe(
         "clip",
         clip_text(text["vocab_size"], text["max_position_embeddings"]),
-        clip_patches(vision["image_size"], vision["patch_size"]),
+        statistics(folder, clip_patches(vision["image_size"], vision["patch_size"])),
         plan,
         clip_contrast(config.get("projection_dim", 512)),
         OPTIM,
@@ -166,6 +170,29 @@ def write(
         },
     }
     return config, write_all(_rules(found, plan), weights)
+
+
+def files(recipe: Recipe) -> dict[str, str]:
+    """What ``CLIPProcessor.from_pretrained`` wants beside the model."""
+    found = parts_of(recipe)
+    out = {"preprocessor_config.json": preprocessing(found.image, "CLIPImageProcessor")}
+    if found.text.layout == "clip":
+        vocabulary = BytePairs()
+        if found.text.size in (0, vocabulary.size):
+            named = ["<|startoftext|>", "<|endoftext|>"]
+            pieces = [*vocabulary.pieces[:-2], *named]
+            tokenizer = {
+                "tokenizer_class": "CLIPTokenizer",
+                "model_max_length": found.text.limit,
+                "bos_token": named[0],
+                "eos_token": named[1],
+                "pad_token": named[1],
+                "unk_token": named[1],
+            }
+            out["vocab.json"] = json.dumps({p: n for n, p in enumerate(pieces)}, ensure_ascii=False)
+            out["merges.txt"] = "\n".join(["#version: 0.2", *vocabulary.merges]) + "\n"
+            out["tokenizer_config.json"] = json.dumps(tokenizer, indent=2) + "\n"
+    return out
 
 
 def _rules(found: Parts, plan: Plan) -> list[Rule]:

@@ -237,6 +237,9 @@ def export_run(run: Path, to: str, out: Path, family: str = "") -> Report:
     out.mkdir(parents=True, exist_ok=True)
     _save(theirs, out / weights_file)
     write_atomically(out / config_file, json.dumps(config, indent=2) + "\n")
+    beside = getattr(module, "files", None)
+    for file, content in (beside(recipe) if beside else {}).items():
+        write_atomically(out / file, content)
     for stream, modality in recipe.modalities.items():
         path = getattr(modality, "vocabulary", "")
         if path and Path(path).is_file() and stream not in recipe.tied:

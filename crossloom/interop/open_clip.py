@@ -9,6 +9,7 @@ Towers of timm and text towers of a hub are other models: give them as ``Patches
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,17 @@ def read(
         activation="quick_gelu" if c.get("quick_gelu") else "gelu",
         epsilon=epsilon.pop(),
     )
+    patches = clip_patches(vision["image_size"], vision["patch_size"])
+    given = config.get("preprocess_cfg") or {}
+    patches = replace(
+        patches,
+        mean=tuple(given.get("mean", patches.mean)),
+        deviation=tuple(given.get("std", patches.deviation)),
+    )
     found_recipe = recipe(
         "open-clip",
         clip_text(text["vocab_size"], text["context_length"]),
-        clip_patches(vision["image_size"], vision["patch_size"]),
+        patches,
         plan,
         clip_contrast(c["embed_dim"]),
         OPTIM,
@@ -135,6 +143,7 @@ def write(
             "mean": list(image.mean),
             "std": list(image.deviation),
             "resize_mode": "squash",
+            "interpolation": "bilinear",
         },
     }
     return config, write_all(_rules(found, plan), weights)

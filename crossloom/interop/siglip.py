@@ -22,9 +22,11 @@ from crossloom.interop.towers import (
     activation,
     layers,
     parts_of,
+    preprocessing,
     projected,
     recipe,
     require,
+    statistics,
     tower,
 )
 from crossloom.modalities.patches import Patches
@@ -96,9 +98,12 @@ def read(
             norm=False,
             dropout=0.0,
         ),
-        Patches(
-            size=vision["image_size"], patch=vision["patch_size"], summary=False, norm=False,
-            mean=HALF, deviation=HALF,
+        statistics(
+            folder,
+            Patches(
+                size=vision["image_size"], patch=vision["patch_size"], summary=False, norm=False,
+                mean=HALF, deviation=HALF,
+            ),
         ),
         plan,
         contrast,
@@ -164,6 +169,12 @@ def write(
         },
     }
     return config, write_all(_rules(found, plan), weights)
+
+
+def files(recipe: Recipe) -> dict[str, str]:
+    """What ``SiglipImageProcessor.from_pretrained`` wants beside the model."""
+    image = parts_of(recipe).image
+    return {"preprocessor_config.json": preprocessing(image, "SiglipImageProcessor")}
 
 
 def _rules(found: Parts, plan: Plan) -> list[Rule]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from crossloom.data_pipelines.read import Texts
 from crossloom.interop.rules import Rule, both, joined
@@ -151,6 +153,41 @@ def recipe(
         optim=optim,
         schedule=Schedule(shape="cosine", warmup=0.1),
     )
+
+
+def preprocessing(image: Patches, processor: str) -> str:
+    """``preprocessor_config.json`` that does as the recipe does: the picture squeezed to a square.
+
+    Args:
+        image: the patches.
+        processor: class of the library's.
+    """
+    values = {
+        "image_processor_type": processor,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": image.size, "width": image.size},
+        "resample": 2,  # bilinear
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(image.mean),
+        "image_std": list(image.deviation),
+    }
+    return json.dumps(values, indent=2) + "\n"
+
+
+def statistics(folder: Path, image: Patches) -> Patches:
+    """The patches with the channel statistics that a checkpoint's preprocessing names."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return image
+    found = json.loads(path.read_text("utf-8"))
+    mean, deviation = (found.get(f"image_{name}") for name in ("mean", "std"))
+    if not (mean and deviation):
+        return image
+    return replace(image, mean=tuple(mean), deviation=tuple(deviation))
 
 
 def activation(*configs: Mapping[str, object]) -> str:

@@ -27,7 +27,7 @@ from crossloom.interop.rules import (
     wrapped,
     write_all,
 )
-from crossloom.interop.towers import IMAGE, TEXT, ours, require
+from crossloom.interop.towers import IMAGE, TEXT, ours, require, statistics
 from crossloom.modalities.patches import Patches
 from crossloom.modalities.text import Text
 from crossloom.models.plan import Attend, Plan
@@ -73,6 +73,7 @@ def read(
         size=c["image_size"], patch=c["patch_size"], norm=False, marked=True,
         mean=HALF, deviation=HALF, dropout=c["hidden_dropout_prob"],
     )  # fmt: skip
+    image = statistics(folder, image)
     plan = replace(
         single_stream(
             STREAMS,

@@ -33,6 +33,8 @@ class BytePairs:
         self.end: int = self._tokenizer.eot_token_id
         self.pad, self.unknown, self.mask = 0, self.end, -1
         self.pieces = sorted(self._tokenizer.encoder, key=self._tokenizer.encoder.__getitem__)
+        #: pairs that are joined, the first first
+        self.merges = [" ".join(pair) for pair in self._tokenizer.bpe_ranks]
         self.ordinary = np.arange(self.begin, dtype=np.int64)
         # pieces mark the end of a word, so that a piece alone does not tell where one begins
         self.starts_word = np.ones(self.size, bool)

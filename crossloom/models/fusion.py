@@ -267,9 +267,19 @@ class Fusion(nn.Module):
             states = self._settle(states, number)
             if number == depth:
                 break
-        return states
+        return _linked(states) if self.training else states
 
     def _settle(self, states: States, layers: int) -> States:
         """The last norm of the streams that no layer changes after so many."""
         done = [n for n in states if self.after.get(n) == layers]
         return states | {n: self.last[self.closing[n]](states[n]) for n in done}
+
+
+def _linked(states: States) -> States:
+    """The same states; whichever are scored, all weights get a gradient, perhaps of zero.
+
+    Heads that look at the text alone would leave the last layers of the image without gradients,
+    which processes that average gradients would wait for.
+    """
+    nothing = torch.stack([x.sum(dtype=torch.float32) for x in states.values()]).sum() * 0
+    return {n: x + nothing for n, x in states.items()} if len(states) > 1 else states

@@ -1,7 +1,7 @@
 """The plan: which stream reads which, layer by layer. Data, not code.
 
 A further kind of block (an adapter by language, a gate) would be a dataclass beside :class:`Attend`
-and :class:`Feed`, a module in ``fusion.py`` and a row in ``show.py``; nothing else knows the kinds.
+and :class:`Feed`, a module in ``fusion.py``, and lines in ``show``, ``draw`` and ``flops``.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ def encoder_decoder(
                     shared=tied,
                     tied=named(n, "attend"),
                 ),
-                Attend(reads={target: sources}),
+                Attend(reads={target: sources}, shared=len(sources) > 1),
                 Feed(streams=(target,), shared=tied, tied=named(n, "feed")),
             )
         )

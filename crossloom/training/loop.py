@@ -15,6 +15,7 @@ from typing import Any
 
 from crossloom.batch import Batch
 from crossloom.data_pipelines.loader import Shares, killed, load
+from crossloom.data_pipelines.source import changed
 from crossloom.models import flops
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.reconstruct import ReconstructHead
@@ -119,9 +120,10 @@ def train(
         for reason in refused:
             print(f"refused checkpoint: {reason}")
         for name, told in before.items():
-            if told != stack.fingerprints().get(name, told):
-                print(f"{name}: its shards hold other numbers of examples than when step {first} "
-                      "was saved; the order of examples is another one from here")  # fmt: skip
+            cause = changed(told, stack.fingerprints().get(name, told))
+            if cause and name not in stack.live:
+                print(f"{name}: {cause} when step {first} was saved; "
+                      "the order of examples is another one from here")  # fmt: skip
         for hint in stack.advice:
             print(hint)
         for name in stack.live:

@@ -7,15 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from crossloom.models.presets import co_attention, dual_encoder
+from crossloom.models.presets import co_attention, dual_encoder, single_stream
 from crossloom.objectives.presets import itc_queue, itm_hard
+from crossloom.objectives.reconstruct import Reconstruct
+from crossloom.objectives.view import Hide, View
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training import checkpoint
 from crossloom.training.environment import start
 from crossloom.training.loop import RunError, train
 from crossloom.training.meters import read_journal
 from crossloom.training.recipe import RecipeError
-from crossloom.training.run import load_weights
+from crossloom.training.run import load_weights, make_model, make_stack
 
 CPU = start("cpu")
 
@@ -162,6 +164,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_intact(world, tmp_path, monkey
         dual_encoder("text", "image", layers=1, width=16, heads=2),
         co_attention("text", "image", first=1, pairs=1, width=16, heads=2, image_width=24,
                      bridge=24, bridge_heads=2, image_hidden=24),
+        single_stream(("text", "image"), layers=2, width=16, heads=2, tied=True),
     ],
 )  # fmt: skip
 def test_other_plans_train(world, tmp_path, plan):
@@ -169,6 +172,29 @@ def test_other_plans_train(world, tmp_path, plan):
     train(recipe, tmp_path / "run", CPU)
     seen = {name for line in losses(tmp_path / "run") for name in line}
     assert {"mlm/loss", "mrfr/loss", "itm/loss"} <= seen
+
+
+def test_a_prefix_trains_and_its_image_knows_nothing_of_the_caption(world, tmp_path):
+    view = View(
+        name="s2s", streams=("text", "image"), hide={"text": Hide()}, causal=("text",),
+        reads={"image": ("image",)},
+    )  # fmt: skip
+    recipe = tiny_recipe(world)
+    objectives = {"s2s": Reconstruct(view=view, stream="text", target="token")}
+    mixture = {"captions": replace(recipe.mixture["captions"], objectives=("s2s",))}
+    recipe = replace(recipe, objectives=objectives, mixture=mixture, steps=4).located()
+    train(recipe, tmp_path / "run", CPU)
+    assert all(line["s2s/loss"] > 0 for line in losses(tmp_path / "run"))
+
+    shown = make_stack(recipe).micro(0).to("cpu").views["s2s"]
+    model = make_model(recipe).eval()
+    encoded = model.encode(shown)
+    other = dict(shown.streams["text"].content)
+    other["token"] = other["token"].flip(0)
+    text = replace(shown.streams["text"], content=other)
+    again = model.encode(replace(shown, streams={**shown.streams, "text": text}))
+    assert torch.equal(encoded.states["image"], again.states["image"])
+    assert not torch.equal(encoded.states["text"], again.states["text"])
 
 
 def test_training_lowers_every_loss(world, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 
 from crossloom.data_pipelines.read import Texts
 from crossloom.data_pipelines.shards import load_index, open_shards
+from crossloom.data_pipelines.source import changed
 from crossloom.display import figures
 from crossloom.modalities.patches import Patches
 from crossloom.objectives.presets import itm, mlm
@@ -262,6 +263,21 @@ def test_shards_that_changed_between_save_and_resume_are_told(sets, tmp_path, ca
     assert "captions: its shards hold other numbers of examples than when step 3" in said
     cut = [x for x in lines(tmp_path / "run") if x["shard"].endswith("train-000001.tar")]
     assert [(x["key"], x["kind"]) for x in cut] == [("", "truncated shard")]
+
+
+def test_a_run_saved_under_an_earlier_order_says_so_when_it_goes_on(
+    sets, tmp_path, capsys, monkeypatch
+):
+    recipe = make_recipe(sets[0], steps=1)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("crossloom.data_pipelines.source.VERSION", 1)
+        train(recipe, tmp_path / "run", CPU)
+    train(replace(recipe, steps=2), tmp_path / "run", CPU, resume=True)
+    said = capsys.readouterr().out
+    assert (
+        "captions: its order is found by arithmetic 2, and was by arithmetic 1 when step 1" in said
+    )
+    assert changed("0123456789abcdef", "2:0123456789abcdef").endswith("was by arithmetic 1")
 
 
 def two(data, out):

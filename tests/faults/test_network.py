@@ -13,6 +13,7 @@ import pytest
 from network import serving
 
 from crossloom.data_pipelines import cache, remote
+from crossloom.data_pipelines.check import write_indexes
 from crossloom.data_pipelines.index import beside, of_file
 from crossloom.data_pipelines.shards import ShardError, load_index, open_shards
 from crossloom.data_pipelines.write import ShardWriter
@@ -131,7 +132,75 @@ def test_an_index_beside_the_tar_saves_fetching_it(store, tmp_path):
         again = open_shards(f"{server.url}/train-00000{{0..1}}.tar")
         assert again == (first, second)
         # what is in the cache is only asked for its version
-        assert [m for m, _ in server.asked[before:]] == ["HEAD", "HEAD"]
+        asked = server.asked[before:]
+        assert asked[0] == ("GET", "/shards.summary.json")
+        assert [m for m, _ in asked[1:]] == ["HEAD", "HEAD"]
+
+
+def publish(folder, checksums=True):
+    """The tars of a folder, their indexes and their summary, as one would upload them."""
+    write_indexes(sorted(map(str, folder.glob("*.tar"))), checksums=checksums)
+
+
+def test_a_published_summary_saves_asking_for_each_tar(store, tmp_path):
+    folder = copy_of(store, tmp_path / "served")
+    publish(folder)
+    with serving(folder) as server:
+        recipe = recipe_of(store, f"{server.url}/train-0000{{00..19}}.tar")
+        stack = make_stack(recipe.located())
+        # one for each of two components
+        assert server.asked == [("GET", "/shards.summary.json")] * 2
+        near = make_stack(recipe_of(store).located())
+        assert stack.fingerprints() == near.fingerprints()
+        assert stack.places(0) == near.places(0)
+        shard = stack.parts["captions"].source.shards[7]
+        server.asked.clear()
+        assert shard.read(1) == load_index(folder / "train-000007.tar").read(1)
+        assert shard.read(2) == load_index(folder / "train-000007.tar").read(2)
+        assert set(server.asked) == {
+            ("HEAD", "/train-000007.tar"),
+            ("GET", "/train-000007.tar.index.json"),
+            ("GET", "/train-000007.tar"),
+        }
+        for number in range(3):
+            same(stack.micro(number), near.micro(number))
+
+
+def test_a_tar_that_is_not_what_the_summary_tells_ends_in_words(store, tmp_path):
+    folder = copy_of(store, tmp_path / "served", 2)
+    publish(folder)
+    with ShardWriter(tmp_path / "new", "train", shard_size=9) as writer:
+        for number in range(4):
+            writer.write(f"new{number}", {"json": {"texts": {"en": ["a"]}}})
+    with serving(folder) as server:
+        (shard,) = open_shards(f"{server.url}/train-000000.tar")
+        (folder / "train-000000.tar.index.json").unlink()
+        os.replace(tmp_path / "new/train-000000.tar", folder / "train-000000.tar")
+        with pytest.raises(ShardError, match=r"holds other samples.*shards index"):
+            shard.read(0)
+
+
+def test_indexing_tars_elsewhere_gives_a_summary_to_put_beside_them(store, tmp_path):
+    folder = copy_of(store, tmp_path / "served", 3)
+    with serving(folder) as server:
+        urls = [f"{server.url}/train-00000{n}.tar" for n in range(3)]
+        made = write_indexes(urls, str(tmp_path / "out"))
+        for path in (tmp_path / "out").iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        server.asked.clear()
+        again = open_shards(urls)
+        assert server.asked == [("GET", "/shards.summary.json")]
+        assert [s.totals for s in again] == [s.totals for s in made]
+        assert again[2].read(0) == load_index(folder / "train-000002.tar").read(0)
+
+
+def test_a_summary_in_the_cache_saves_reading_indexes_again(store, tmp_path, monkeypatch):
+    folder = copy_of(store, tmp_path / "served", 3)
+    with serving(folder) as server:
+        pattern = f"{server.url}/train-00000{{0..2}}.tar"
+        first = open_shards(pattern)
+        monkeypatch.setattr("crossloom.data_pipelines.index.parse", None)
+        assert open_shards(pattern) == first
 
 
 def test_a_changed_remote_tar_is_noticed(store, tmp_path):
@@ -271,6 +340,8 @@ def test_an_endpoint_that_dies_in_a_run_ends_it_in_words(store, tmp_path, monkey
         recipe = recipe_of(store, f"{server.url}/train-0000{{00..19}}.tar", workers=2)
         make_stack(recipe.located())
         server.every, server.harms = 1, ("error",)
+        # the start is spared
+        monkeypatch.setattr(remote, "small", lambda url, patience=None: None)
         monkeypatch.setattr(remote, "stamp", lambda url, patience=None: _stamp_of(folder, url))
         began = time.monotonic()
         with pytest.raises(ShardError, match=r"train-0000\d\d\.tar: given up.*503"):
@@ -298,7 +369,8 @@ def test_what_will_not_get_better_is_not_tried_again(tmp_path, path, message):
         with pytest.raises(ShardError, match=message) as found:
             open_shards(f"{server.url}{path if path[0] == ':' else '/' + path}")
         assert "hidden" not in str(found.value)
-        assert len(server.asked) <= 1
+        assert len([p for _, p in server.asked if "summary" not in p]) <= 1
+        assert len(server.asked) <= 2
 
 
 def test_a_protocol_whose_package_is_missing_names_it(monkeypatch):

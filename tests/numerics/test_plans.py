@@ -329,6 +329,25 @@ def test_every_weight_has_a_gradient_even_when_there_is_nothing_to_read(case):
     assert all(torch.isfinite(p.grad).all() for p in fusion.parameters())
 
 
+def test_weights_of_a_stream_that_nobody_scores_get_a_gradient_of_zero():
+    plan = cross_encoder("text", "image", text_layers=1, image_layers=1, cross=2, **SMALL)
+    fusion, lengths = Fusion(plan), {"text": [3, 1], "image": [2, 2]}
+    states = {s: torch.randn(sum(n), WIDTH) for s, n in lengths.items()}
+    out = fusion(states, view(lengths))
+    out["text"].square().sum().backward()
+    last = {
+        n: p.grad
+        for n, p in fusion.named_parameters()
+        if n.startswith(("layers.3.blocks.1", "layers.3.blocks.2")) and "image" in n
+    }
+    assert len(last) == 14
+    for name, parameter in fusion.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool((parameter.grad == 0).all()) == (name in last), name
+    same = fusion.eval()(states, view(lengths))
+    assert all(torch.equal(out[s], same[s]) for s in out)
+
+
 def test_gelu_by_tanh():
     plan = replace(single_stream(("text",), layers=1, **SMALL), activation="gelu_tanh")
     fusion = Fusion(plan)

@@ -1,6 +1,8 @@
 """CLIP of transformers: states, loss, gradients, and there and back."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,9 +50,9 @@ def reference(activation="quick_gelu"):
     return spread(transformers.CLIPModel(config))
 
 
-def read(theirs, folder=None):
+def read(theirs):
     config = json.loads(theirs.config.to_json_string(use_diff=False))
-    return clip.read(config, theirs.state_dict(), folder)
+    return clip.read(config, theirs.state_dict(), Path("nowhere"))
 
 
 def shown(recipe, texts=TEXTS):
@@ -124,8 +126,6 @@ def test_what_the_text_tower_reads_later_cannot_change_its_first_units():
 
 def test_other_models_are_refused_with_the_reason():
     recipe, weights = read(reference())
-    from dataclasses import replace
-
     free = replace(recipe.modalities["text"], norm=True)
     with pytest.raises(ValueError, match="normed"):
         clip.write(replace(recipe, modalities={**recipe.modalities, "text": free}), weights)
@@ -133,4 +133,32 @@ def test_other_models_are_refused_with_the_reason():
     with pytest.raises(ValueError, match="last unit"):
         clip.write(replace(recipe, objectives={"itc": contrast}), weights)
     with pytest.raises(ValueError, match="hidden_act"):
-        clip.read({"text_config": {"hidden_act": "swish"}}, {}, None)
+        clip.read({"text_config": {"hidden_act": "swish"}}, {}, Path("nowhere"))
+
+
+def test_what_lies_beside_the_model_prepares_inputs_as_the_recipe_does(tmp_path):
+    from PIL import Image
+
+    from crossloom.modalities.text import Text
+    from crossloom.units import Passage, keyed_rng
+
+    full = replace(read(reference())[0].modalities["text"], size=49408, limit=77)
+    recipe = read(reference())[0]
+    recipe = replace(recipe, modalities={**recipe.modalities, "text": full})
+    for name, content in clip.files(recipe).items():
+        (tmp_path / name).write_text(content)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    text = Text(vocabulary="", layout="clip", limit=77)
+    for line in ("A photo of two CATS", "it's 7 o'clock!"):
+        units = text.decode({"text": (Passage("", line),)}, keyed_rng("x"))
+        assert tokenizer(line)["input_ids"] == units.content["token"].tolist()
+    processor = transformers.CLIPImageProcessor.from_pretrained(tmp_path)
+    images = pictures(1, 16)
+    found = processor(Image.fromarray(images[0].transpose(1, 2, 0)), return_tensors="pt")
+    near(found["pixel_values"], pixels(images, recipe.modalities["image"]))
+    # and read back, its statistics are taken from there
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.1, 0.2, 0.3]}))
+    config = {"text_config": TEXT, "vision_config": VISION, "projection_dim": 20}
+    again = clip.read(config, reference().state_dict(), tmp_path)[0]
+    assert again.modalities["image"].mean == (0.1, 0.2, 0.3)

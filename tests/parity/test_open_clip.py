@@ -1,6 +1,7 @@
 """CLIP of open_clip: features, losses, gradients, and there and back; its tokenizer."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_features_loss_and_gradients_are_those_of_open_clip(quick):
 
     theirs = reference(quick)
     config = {"model_cfg": {**CONFIG["model_cfg"], "quick_gelu": quick}}
-    recipe, weights = family.read(config, theirs.state_dict(), None)
+    recipe, weights = family.read(config, theirs.state_dict(), Path("nowhere"))
     ours = model(recipe, weights)
     images, patches = pictures(3, 16), recipe.modalities["image"]
     units = [
@@ -139,7 +140,7 @@ def test_what_has_no_counterpart_is_refused():
     ):
         c = {**CONFIG["model_cfg"], part: {**CONFIG["model_cfg"][part], key: value}}
         with pytest.raises(ValueError, match=f"{part}.{key}"):
-            family.read({"model_cfg": c}, {}, None)
+            family.read({"model_cfg": c}, {}, Path("nowhere"))
 
 
 @pytest.mark.parametrize(

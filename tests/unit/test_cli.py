@@ -9,9 +9,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from crossloom.testing.recipes import tiny_recipe
-from crossloom.training.recipe import to_yaml
+from crossloom.training.recipe import from_dict, to_yaml
 
 
 def run(*arguments, cwd=None, **environment):
@@ -128,12 +129,33 @@ def test_tasks_with_pictures(pretrained, task, tmp_path):
 def test_recipes_are_listed_shown_and_described(recipe):
     code, _, said = run("recipes", "list")
     assert code == 0
-    assert "demo" in said
+    line = next(x for x in said.splitlines() if "│ demo " in x)
+    assert "single stream; streams apart" in line
+    assert "image (regions)" in line
     code, shown, _ = run("recipes", "show", recipe, "steps=7")
     assert code == 0
-    assert "steps: 7" in shown
+    # not on a terminal: YAML alone, that can be run
+    assert from_dict(yaml.safe_load(shown)).steps == 7
+    code, tables, _ = run("recipes", "show", recipe, "--plan", "plan.layers.1.blocks.0.heads=4")
+    assert code == 0
+    assert "plan: single stream" in tables
+    assert "text, image ← text, image" in tables
+    assert "4 heads × 8" in tables
+    assert "heads.itm" in tables
+    assert "modalities:" not in tables
     code, schema, _ = run("recipes", "schema")
     assert json.loads(schema)["properties"]["steps"]["type"] == "integer"
+
+
+def test_plans_are_drawn_and_the_page_of_recipes_is_written(recipe, tmp_path):
+    code, _, said = run("recipes", "show", recipe, "--svg", tmp_path / "plan.svg")
+    assert code == 0, said
+    assert "joint attention" in (tmp_path / "plan.svg").read_text()
+    code, _, said = run("recipes", "list", "--page", tmp_path / "docs")
+    assert code == 0, said
+    page = (tmp_path / "docs" / "recipes.md").read_text()
+    assert "| `demo` |" in page
+    assert (tmp_path / "docs" / "images" / "plans" / "demo.svg").is_file()
 
 
 def test_plugins_are_listed_with_their_origin():
@@ -236,7 +258,8 @@ def test_index_writes_checksums_into_a_folder_and_names_damage(world, tmp_path):
     (tmp_path / "whole.tar").write_bytes(data)
     code, _, said = run("shards", "index", tmp_path / "whole.tar", "--into", tmp_path / "indexes")
     assert code == 0, said
-    (index,) = (tmp_path / "indexes").iterdir()
+    (index,) = (tmp_path / "indexes").glob("whole-*.index.json")
+    assert len(list((tmp_path / "indexes").glob("*.summary.json"))) == 1
     assert len(json.loads(index.read_text())["sha256"]) == 64
     assert not (tmp_path / "whole.tar.index.json").exists()
     (tmp_path / "cut.tar").write_bytes(data[:50_000])

@@ -117,7 +117,7 @@ def _tar(path: Path, to: Conversion) -> Iterator[tuple[str, dict[str, bytes]]]:
         found = index.build(file)
     if found.damage:
         raise SourceError(f"{path}: not a readable tar ({found.damage[1]}); download it again")
-    shard = Shard(str(path), found.entries, size=found.size)
+    shard = Shard(str(path), own=found)
     for number, entry in enumerate(shard.entries):
         try:
             yield entry.key.rpartition("/")[2], shard.read(number)

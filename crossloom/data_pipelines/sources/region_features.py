@@ -296,10 +296,10 @@ def each_sample(
         SourceError: no shards.
     """
     found = samples_of(shards)
-    to.total = sum(len(shard.entries) for _, shard in found)
+    to.total = sum(shard.samples for _, shard in found)
     for split, shard in found:
-        for start in range(0, len(shard.entries), batch):
-            numbers = range(start, min(start + batch, len(shard.entries)))
+        for start in range(0, shard.samples, batch):
+            numbers = range(start, min(start + batch, shard.samples))
             samples = [s for n in numbers if (s := _sample(to, shard, n))]
             made = iter(look([image for s in samples for image in s.images.values()]))
             for sample in samples:

@@ -77,6 +77,22 @@ def test_text(text):
     check_modality(pair, {"text": (*passages, Passage("de", "Ein roter Kreis."))})
 
 
+def test_text_of_two_tower_models(text):
+    passages = (Passage("en", "A red circle is above a blue square."),)
+    bare = replace(text, norm=False, marked=True)
+    check_modality(bare, {"text": passages})
+    filled = replace(text, filled=True)
+    check_modality(filled, {"text": passages})
+    units = filled.decode({"text": passages}, RNG)
+    plain = text.decode({"text": passages}, RNG)
+    size = len(plain)
+    assert len(units) == filled.limit
+    assert units.content["token"][:size].tolist() == plain.content["token"].tolist()
+    assert set(units.content["token"][size:]) == {text.vocab.pad}
+    assert not units.maskable[size:].any()
+    assert units.position.tolist() == list(range(filled.limit))
+
+
 @pytest.mark.parametrize("box", [4, 5, 7])
 @pytest.mark.parametrize("norm", ["norm_of_norms", "mean_of_norms", "norm_of_sum"])
 def test_regions(box, norm):
@@ -88,6 +104,9 @@ def test_patches():
     spec = Patches(size=16, patch=8, augment=Augment(flip=0.5))
     check_modality(spec, {"png": picture()})
     check_modality(replace(spec, summary=False), {"jpg": picture(kind="JPEG")})
+    bare = replace(spec, affine=False, norm=False, marked=True)
+    check_modality(bare, {"image": picture()})
+    assert bare.embedder(8).pixels.bias is None
 
 
 @pytest.mark.parametrize(

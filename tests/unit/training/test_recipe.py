@@ -2,6 +2,8 @@ from dataclasses import replace
 
 import pytest
 
+from crossloom.models.presets import encoder_decoder
+from crossloom.objectives.view import View
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.loop import Badness, RunError
 from crossloom.training.optim import Optim, freeze, make_optimiser
@@ -19,6 +21,22 @@ def recipe(tmp_path):
 def test_yaml_gives_the_recipe_back(recipe, tmp_path):
     (tmp_path / "r.yaml").write_text(to_yaml(recipe))
     assert from_yaml(tmp_path / "r.yaml") == recipe
+
+
+def test_tied_blocks_and_reading_patterns_survive_yaml(world, tmp_path):
+    recipe = tiny_recipe(
+        world, plan=encoder_decoder("image", "text", layers=2, width=32, heads=2, tied=True)
+    )
+    view = View(
+        name="s2s", streams=("text", "image"), causal=("text",), reads={"image": ("image",)}
+    )
+    mlm = replace(recipe.objectives["mlm"], view=view)
+    recipe = replace(recipe, objectives={**recipe.objectives, "mlm": mlm})
+    (tmp_path / "r.yaml").write_text(to_yaml(recipe))
+    again = from_yaml(tmp_path / "r.yaml")
+    assert again == recipe
+    assert again.plan.home[2, 2] == (0, 1)
+    assert again.objectives["mlm"].view.reads == {"image": ("image",)}
 
 
 def test_overrides_reach_every_depth(recipe):

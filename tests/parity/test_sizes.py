@@ -1,0 +1,51 @@
+"""Published sizes: every parameter of the libraries' default models, and no other."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from crossloom.interop import clip, open_clip, siglip, vilt
+from crossloom.training.run import make_model
+
+pytestmark = pytest.mark.peers
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "count"),
+    [
+        (clip, "CLIP", 151_277_313),  # ViT-B/32, as published
+        (siglip, "Siglip", 203_155_970),  # B/16, 224
+        (vilt, "Vilt", 111_595_008),
+    ],
+)
+def test_of_transformers(family, name, count):
+    transformers = pytest.importorskip("transformers")
+    with torch.device("meta"):
+        theirs = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")())
+        weights = theirs.state_dict()
+        config = json.loads(theirs.config.to_json_string(use_diff=False))
+        recipe, ours = family.read(config, weights, Path("nowhere"))
+        model = make_model(recipe)
+    assert sum(p.numel() for p in theirs.parameters()) == count
+    own = model.state_dict()
+    extra = {n for n in own if n not in ours}
+    # a mask that hides patches, and the matching head's last layer
+    assert extra <= {"embed.image.mask", "heads.itm.score.weight", "heads.itm.score.bias"}
+    assert sum(own[n].numel() for n in ours) == count
+    # what an old and short configuration leaves out is the same
+    short = {k: {} for k in ("text_config", "vision_config") if k in config}
+    assert family.read(short, weights, Path("nowhere"))[0].plan == recipe.plan
+
+
+def test_of_open_clip():
+    import open_clip as library
+
+    config = library.get_model_config("ViT-B-32-quickgelu")
+    with torch.device("meta"):
+        theirs = library.CLIP(**config)
+        recipe, ours = open_clip.read({"model_cfg": config}, theirs.state_dict(), Path("nowhere"))
+        own = make_model(recipe).state_dict()
+    assert set(own) - set(ours) == {"embed.image.mask"}
+    assert sum(own[n].numel() for n in ours) == 151_277_313
