@@ -117,6 +117,9 @@ class Batch:
     counts: Mapping[str, float]  #: host numbers: summed weights by objective
     keys: tuple[str, ...]  #: examples, as ``shard/key`` or ``shard/key#item``
     units: int = 0  #: real units over all views, blanks left out
+    fill: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """By stream: the units of its examples, and how many they would be if each were as long as the
+    stream allows; blanks left out."""
     micro: tuple[int, ...] = ()  #: which micro-batches of the run these are
     component: tuple[str, ...] = ()  #: the mixture component of each micro-batch
     defects: tuple[Defect, ...] = field(default=())  #: bad samples left out
@@ -125,6 +128,10 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The batch as tensors on a device."""
         return _map(self, lambda x: _tensor(x, torch.device(device)))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Tell the allocator that a stream reads the tensors, wherever they were made."""
+        _map(self, lambda x: x.record_stream(stream) if isinstance(x, Tensor) else None)
 
     def pin_memory(self) -> Batch:
         """The batch as tensors in page-locked memory, so that copies to a GPU overlap with work."""
@@ -196,6 +203,10 @@ def fuse(batches: Sequence[Batch], of_units: Mapping[str, str]) -> Batch:
         counts={k: sum(b.counts[k] for b in batches) for k in batches[0].counts},
         keys=sum((b.keys for b in batches), ()),
         units=sum(b.units for b in batches),
+        fill={
+            s: (sum(b.fill[s][0] for b in batches), sum(b.fill[s][1] for b in batches))
+            for s in batches[0].fill
+        },
         micro=sum((b.micro for b in batches), ()),
         component=sum((b.component for b in batches), ()),
         defects=sum((b.defects for b in batches), ()),
@@ -285,7 +296,7 @@ class Encoded:
 
         Args:
             order: for every stream of the view, ``[F]`` int64: which example comes where. The
-                streams are embedded already, so what an embedder saw of another stream stays.
+                streams are embedded already; none may be embedded with what it sees of another.
         """
         assert self.passes is not None, "only while a batch is scored"
         return self.passes.again(self, order)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from crossloom.data_pipelines.collate import Example
 from crossloom.evaluation.predict import evaluation_collator
+from crossloom.evaluation.say import Sentence, opening, said_by, say
+from crossloom.models.generation import Search
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.view import View
 from crossloom.training.recipe import Recipe
@@ -49,6 +51,44 @@ class Loaded:
         batch = collator.show(view, examples)
         encoded = self.model.encode(batch.to(next(self.model.parameters()).device))
         return {s: encoded.mean(s).float().cpu() for s in streams}
+
+    def say(
+        self,
+        objective: str,
+        search: Search | None = None,
+        *,
+        language: str = "",
+        **streams: Sequence[Any],
+    ) -> list[list[Sentence]]:
+        """What an objective says of examples: captions of pictures, translations.
+
+        Args:
+            objective: one that generates, or fills in hidden units of a stream read causally.
+            search: greedy when None.
+            language: of what is said, where the text has language embeddings.
+            streams: the other streams of the objective's view, as for :meth:`encode`.
+
+        Returns:
+            For each example its best sentences, best first.
+
+        Raises:
+            ValueError: the objective says nothing, or streams are missing.
+        """
+        stream, text = said_by(self.model, self.recipe, objective)
+        needed = set(self.recipe.objectives[objective].view.streams) - {stream}
+        if needed != set(streams) or len({len(v) for v in streams.values()}) != 1:
+            raise ValueError(
+                f"{objective!r} needs values for {', '.join(sorted(needed))}, alike many"
+            )
+        first = text.blank()
+        if language:
+            passage = (Passage(language, "a"),)
+            first = opening(text.decode({text.field: passage}, keyed_rng("say")))
+        examples = []
+        for number in range(len(next(iter(streams.values())))):
+            given = self._example(number, {s: v[number] for s, v in streams.items()})
+            examples.append(replace(given, units={**given.units, stream: first}))
+        return say(self.model, self.recipe, objective, examples, search)
 
     def _example(self, number: int, values: Mapping[str, Any]) -> Example:
         units = {}

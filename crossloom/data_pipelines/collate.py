@@ -11,7 +11,7 @@ import numpy as np
 from crossloom.batch import AimBatch, Batch, Stream, ViewBatch
 from crossloom.modalities.modality import Modality
 from crossloom.objectives.objective import Aim, Objective
-from crossloom.objectives.view import Shown, View, draw_fates
+from crossloom.objectives.view import Laid, Shown, View, draw_fates, draw_merged, follow
 from crossloom.units import Array, Fate, Units, keyed_rng
 
 
@@ -56,23 +56,59 @@ def exhibit(
             taken = may_take[int(rng.integers(len(may_take)))] if len(may_take) > 1 else may_take[0]
             units[taken] = partner.units[taken]
     matched = not taken and bool(example.labels.get("matched", True))
-    fate, content = {}, {}
+    fate: dict[str, Array] = {}
+    content: dict[str, Mapping[str, Array]] = {}
+    laid: dict[str, Laid] = {}
     for stream, these in units.items():
         hide = view.hide.get(stream)
         if hide is None:
             fate[stream] = np.zeros(len(these), np.int8)
             content[stream] = these.content
         else:
-            fate[stream] = draw_fates(these, hide, rng)
-            content[stream] = modalities[stream].substitute(these, fate[stream], rng)
-            if modalities[stream].swapped and (fate[stream] == Fate.SWAP).any():
+            some = these
+            if hide.merge:
+                fate[stream], laid[stream] = draw_merged(these, hide, rng)
+                some, seen = _pick(these, laid[stream]), laid[stream].fate
+            else:
+                fate[stream] = seen = draw_fates(these, hide, rng)
+            content[stream] = modalities[stream].substitute(some, seen, rng)
+            if modalities[stream].swapped and (seen == Fate.SWAP).any():
                 strangers = [o.units[stream] for o in others if o.sample != example.sample]
                 names = modalities[stream].swapped
-                content[stream] = _swap(content[stream], fate[stream], names, strangers, rng)
+                content[stream] = _swap(content[stream], seen, names, strangers, rng)
+    for stream, other in view.follow.items():
+        if len(units[stream]) != len(units[other]):
+            raise ValueError(
+                f"view {view.name!r}: {stream!r} follows {other!r}, but of {example.key} one has "
+                f"{len(units[stream])} units, the other {len(units[other])}; let the reader give "
+                "both one text, and both streams one limit"
+            )
+        fate[stream] = fate[other]
+        laid[stream] = follow(fate[other], units[stream].position)
+        content[stream] = _pick(units[stream], laid[stream]).content
     shown = Shown(
-        key=example.key, units=units, fate=fate, matched=matched, taken=taken, labels=example.labels
+        key=example.key,
+        units=units,
+        fate=fate,
+        matched=matched,
+        taken=taken,
+        labels=example.labels,
+        laid=laid,
     )
     return Exhibit(shown, content)
+
+
+def _pick(units: Units, laid: Laid) -> Units:
+    """The clean units that those laid out stand for, in their new positions."""
+    place = laid.place
+    return replace(
+        units,
+        content={k: v[place] for k, v in units.content.items()},
+        targets={k: v[place] for k, v in units.targets.items()},
+        position=laid.position,
+        maskable=units.maskable[place],
+        group=units.group[place],
+    )
 
 
 def _swap(
@@ -120,7 +156,7 @@ class Collator:
         """
         views: dict[str, ViewBatch] = {}
         exhibits: dict[str, list[Exhibit]] = {}
-        real = 0
+        fill = dict.fromkeys(self.modalities, (0, 0))
         for name, objective in self.objectives.items():
             view = objective.view
             if name not in drawn or not examples or view.name in exhibits:
@@ -130,7 +166,10 @@ class Collator:
                 exhibit(e, view, self.modalities, self.seed, pool) for e in examples
             ]
             views[view.name] = self._view(view, exhibits[view.name])
-            real += sum(len(s.position) for s in views[view.name].streams.values())
+            for stream, those in views[view.name].streams.items():
+                units, room = fill[stream]
+                most = self.modalities[stream].longest() * len(examples)
+                fill[stream] = (units + len(those.position), room + most)
         aims, counts = {}, {}
         for name, objective in self.objectives.items():
             view = objective.view
@@ -145,7 +184,8 @@ class Collator:
             aims=aims,
             counts=counts,
             keys=tuple(e.key for e in examples),
-            units=real,
+            units=sum(units for units, _ in fill.values()),
+            fill=fill,
         )
 
     def show(self, view: View, examples: Sequence[Example]) -> ViewBatch:
@@ -159,13 +199,13 @@ class Collator:
         for stream in view.streams:
             units = [e.shown.units[stream] for e in exhibits]
             contents = [e.content[stream] for e in exhibits]
-            fates = np.concatenate([e.shown.fate[stream] for e in exhibits])
+            laid = [e.shown.layout(stream) for e in exhibits]
             streams[stream] = Stream.build(
                 {k: np.concatenate([c[k] for c in contents]) for k in contents[0]},
                 {k: np.stack([u.whole[k] for u in units]) for k in units[0].whole},
-                np.concatenate([u.position for u in units]),
-                fates == Fate.HIDE,
-                np.array([len(u) for u in units], np.int64),
+                np.concatenate([x.position for x in laid]),
+                np.concatenate([x.fate for x in laid]) == Fate.HIDE,
+                np.array([len(x.place) for x in laid], np.int64),
             )
         return ViewBatch(
             streams=streams, apart=view.apart, causal=view.causal, reads=dict(view.reads)
@@ -177,7 +217,7 @@ class Collator:
         fate = {s: np.zeros(len(u), np.int8) for s, u in units.items()}
         shown = Shown(key="", units=units, fate=fate, matched=True, labels={})
         exhibit = Exhibit(shown, {s: u.content for s, u in units.items()})
-        return self._view(replace(view, hide={}), [exhibit])
+        return self._view(replace(view, hide={}, follow={}), [exhibit])
 
     def _aim(self, objective: Objective, exhibits: Sequence[Exhibit], slots: int) -> AimBatch:
         index, value, trust, begin = [], [], [], 0
@@ -186,7 +226,7 @@ class Collator:
             index.append(aim.index + (begin if objective.scored else number))
             value.append(aim.value)
             trust += [] if aim.trust is None else [aim.trust]
-            begin += len(one.shown.units[objective.scored]) if objective.scored else 0
+            begin += len(one.shown.layout(objective.scored).place) if objective.scored else 0
         count = sum(len(i) for i in index)
         fixed = objective.slots(slots)
         blanks = (fixed - count if fixed is not None else 0) or (1 if count == 0 else 0)

@@ -26,7 +26,7 @@ from crossloom.data_pipelines.errors import ShardError
 from crossloom.data_pipelines.tars import Sample, scan
 from crossloom.units import Array
 
-FORMAT = 2
+FORMAT = 3
 SUFFIX = ".index.json"
 
 #: A sample as the index file has it: key; extension → offset, size, and CRC-32 if it is known;

@@ -26,6 +26,7 @@ from crossloom.data_pipelines.tars import (
     DamagedTar,
     Forward,
     count_items,
+    countable,
     split_name,
     unsafe,
     walk,
@@ -102,7 +103,9 @@ class LiveSource(Source):
             name = f"live/{key}@{place.example}"
             rng = keyed_rng(seed, place.epoch, name, "read")
             sample, labels = visit(self.reader, members, item, rng)
-            units = units_of(sample, name, place.epoch, modalities, streams, seed)
+            units = units_of(
+                sample, name, place.epoch, modalities, streams, seed, self.reader.joined
+            )
         except BadSample as error:
             return defect(shard, key, error, members)
         return Example(key=name, sample=name, epoch=place.epoch, units=units, labels=labels)
@@ -115,7 +118,7 @@ class LiveSource(Source):
             shard, turn, any_came = Shard(PREFIX + command), turn + 1, False
             for found in samples(command):
                 key, members, fault = found
-                texts = {n: b"x" for n in members if n.endswith("txt")}
+                texts = {n: countable(m) for n, m in members.items() if n.endswith("txt")}
                 counted = count_items(members.get("json", b"null"), texts)
                 count = self.reader.items(Entry(key, dict.fromkeys(members, (0, 0)), counted))
                 any_came = any_came or (fault is None and count > 0)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from crossloom.batch import Batch, fuse
 from crossloom.data_pipelines.collate import Collator, Example
 from crossloom.data_pipelines.errors import ShardError, WorkerError
+from crossloom.data_pipelines.join import join
 from crossloom.data_pipelines.mixture import Mixture
 from crossloom.data_pipelines.order import Order, Place
 from crossloom.data_pipelines.source import Defect, Source
@@ -75,7 +76,7 @@ class Stack:
         name, places = self.places(number)
         part = self.parts[name]
         found = _look(part.source, places, self.collator, self._streams[name])
-        good = [x for x in found if isinstance(x, Example)]
+        good = _examples(part.source, found, self.collator, self._streams[name])
         batch = self.collator.batch(good, part.objectives, self.examples)
         return replace(
             batch,
@@ -91,7 +92,18 @@ def decode(
 ) -> tuple[list[Example], list[Defect]]:
     """Examples at places: the good ones, and what is wrong with the others."""
     found = _look(source, places, collator, streams)
-    return [x for x in found if isinstance(x, Example)], [x for x in found if isinstance(x, Defect)]
+    good = _examples(source, found, collator, streams)
+    return good, [x for x in found if isinstance(x, Defect)]
+
+
+def _examples(
+    source: Source,
+    found: Sequence[Example | Defect],
+    collator: Collator,
+    streams: frozenset[str],
+) -> list[Example]:
+    good = [x for x in found if isinstance(x, Example)]
+    return join(good, collator.modalities, streams) if source.reader.joined else good
 
 
 def _look(

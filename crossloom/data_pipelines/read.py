@@ -18,8 +18,10 @@ import numpy as np
 
 from crossloom.data_pipelines.layouts import adapt
 from crossloom.data_pipelines.shards import Entry
-from crossloom.data_pipelines.summary import Listed
+from crossloom.data_pipelines.stretches import Length, stretches
+from crossloom.data_pipelines.summary import Listed, one
 from crossloom.data_pipelines.tags import Tags
+from crossloom.data_pipelines.tars import UNREAD
 from crossloom.units import BadSample, Passage, Sample
 
 Labels = Mapping[str, Any]
@@ -35,6 +37,11 @@ class Reader(ABC):
     def mismatched(self) -> float:
         """Share of examples whose second passage is another sample's (label ``matched``)."""
         return 0.0
+
+    @property
+    def joined(self) -> bool:
+        """Whether a micro-batch's texts are laid end to end and cut at the stream's limit."""
+        return False
 
     def items(self, entry: Entry) -> int:
         """How many examples a sample counts as."""
@@ -140,6 +147,9 @@ class Texts(Reader):
     all_texts: bool = False
     tags: Tags | None = None
     """Object tags, given as another text, ``"tags"``."""
+    copies: tuple[str, ...] = ()
+    """Further members that hold the same passage, for streams of their own: what an encoder shows
+    corrupted, a decoder says clean."""
 
     def items(self, entry: Entry) -> int:
         """One, or as many as there are texts."""
@@ -160,7 +170,11 @@ class Texts(Reader):
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
-        """``text`` is one passage; label ``language``."""
+        """``text`` is one passage.
+
+        Labels: ``language``, ``text``, ``references`` (all texts in that language), ``id`` (the
+        json's).
+        """
         content = sample_json(members)
         texts = _field(content, self.of)
         if self.unnamed and "" in texts:
@@ -180,8 +194,70 @@ class Texts(Reader):
             text = texts[language][int(rng.integers(len(texts[language])))]
         passage = Passage(language, _text(text, f"{self.of}.{language}"))
         tags = self.tags.read(members, content) if self.tags else {}
-        sample = {**members, "text": (passage,), **tags}
-        return sample, {"language": language, "text": passage.text}
+        given = dict.fromkeys(("text", *self.copies), (passage,))
+        labels = {
+            "language": language,
+            "text": passage.text,
+            "references": texts[language],
+            "id": str(content.get("id", "")),
+        }
+        return {**members, **given, **tags}, labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks(Reader):
+    """Documents and sentences as blocks that fill the text stream's limit.
+
+    Each stretch of a document (all of a short one) is an item, met once in an epoch. The stretches
+    of a micro-batch are then joined by language and cut at the limit, so that nothing is lost and
+    a batch has as many examples as its text fills, each as long as the limit but one for each
+    language. The objectives must show one stream of text, and score units.
+    """
+
+    kind: ClassVar[str] = "blocks"
+    of: str = "texts"
+    """Field of the json: texts by language, which are the paragraphs of a document."""
+    languages: tuple[str, ...] = ()
+    """Languages to read; empty for all."""
+    stretch: Length = 4096
+    """Most characters of a document that are read at a time; the longer, the more of a block is
+    one piece of text, and the more blocks of a micro-batch are neighbours."""
+
+    @property
+    def joined(self) -> bool:
+        """Always."""
+        return True
+
+    def items(self, entry: Entry) -> int:
+        """The stretches in all the languages read; one of a sample whose json does not parse."""
+        return self._stretches(one(entry.items))
+
+    def total(self, listed: Listed) -> int | None:
+        """The stretches of all the samples."""
+        return self._stretches(listed)
+
+    def _stretches(self, listed: Listed) -> int:
+        return listed.items.get(UNREAD, 0) + sum(
+            samples + listed.items.get(f"further{self.stretch}.{k}", 0)
+            for k, samples in listed.having.items()
+            if (code := k.removeprefix(f"{self.of}.")) != k
+            and (not self.languages or code in self.languages)
+        )
+
+    def read(
+        self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
+    ) -> tuple[Sample, Labels]:
+        """``text`` is one stretch, in one language; label ``language``."""
+        texts = _field(sample_json(members), self.of)
+        flat = [
+            (code, stretch)
+            for code in texts
+            if texts[code] and (not self.languages or code in self.languages)
+            for stretch in stretches(texts[code], self.stretch)
+        ]
+        language, stretch = flat[item]
+        passage = Passage(language, _text(stretch, f"{self.of}.{language}"))
+        return {**members, "text": (passage,)}, {"language": language, "text": passage.text}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,5 +413,5 @@ class Pairs(Reader):
 
 
 READERS: Mapping[str, type[Reader]] = {
-    r.kind: r for r in (Plain, Texts, Parallel, Questions, Pairs)
+    r.kind: r for r in (Plain, Texts, Blocks, Parallel, Questions, Pairs)
 }

@@ -177,7 +177,9 @@ class Source:
                 labels = {**labels, "matched": second is None}
                 if second is not None:
                     sample = {**sample, "text": (sample["text"][0], second)}
-            units = units_of(sample, key, place.epoch, modalities, streams, seed)
+            units = units_of(
+                sample, key, place.epoch, modalities, streams, seed, self.reader.joined
+            )
         except BadSample as error:
             return defect(shard, entry.key, error, members)
         return Example(key=key, sample=name, epoch=place.epoch, units=units, labels=labels)
@@ -239,8 +241,9 @@ def units_of(
     modalities: Mapping[str, Modality],
     streams: frozenset[str],
     seed: int,
+    loose: bool = False,
 ) -> dict[str, Units]:
-    """The units of an example, by stream.
+    """The units of an example, by stream; ``loose``: not cut, to be joined with others.
 
     Raises:
         BadSample: a modality cannot use it, or finds nothing in it.
@@ -248,7 +251,8 @@ def units_of(
     units = {}
     for stream, modality in modalities.items():
         if stream in streams:
-            units[stream] = modality.decode(sample, keyed_rng(seed, epoch, key, stream))
+            decode = modality.loose if loose else modality.decode
+            units[stream] = decode(sample, keyed_rng(seed, epoch, key, stream))
             if len(units[stream]) == 0:
                 raise BadSample("empty stream", f"{stream}: no units")
     return units

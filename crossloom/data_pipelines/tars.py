@@ -15,11 +15,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from crossloom.data_pipelines.layouts import adapt
+from crossloom.data_pipelines.stretches import LENGTHS, further
 
 BLOCK = 512
 #: A json member larger than this is not parsed for the index (its lists count as empty).
 _LARGEST_JSON = 16 << 20
 _LARGEST_NAME = 1 << 20
+#: The item of a sample whose json does not parse.
+UNREAD = "unread"
 _NO_BODY = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -240,7 +243,11 @@ def scan(file: Readable, size: int, checksums: bool = False) -> Scan:
     if not samples and damage is None:
         damage = ("empty shard", "it holds no sample")
     for sample in samples:
-        texts = {n: b"x" for n in sample.members if n.endswith("txt")}
+        texts = {
+            n: countable(_at(file, place, place[1])) if place[1] > LENGTHS[0] else b"x"
+            for n, place in sample.members.items()
+            if n.endswith("txt")
+        }
         if texts and not any(n.startswith("texts.") for n in sample.items):
             said = _at(file, sample.members["json"]) if "json" in sample.members else b"null"
             sample.items |= count_items(said, texts)
@@ -257,9 +264,9 @@ def _partial(samples: list[Sample], cut: str) -> bool:
     return len(samples) > 1 and set(samples[-1].members) != set(samples[-2].members)
 
 
-def _at(file: Readable, place: tuple[int, int]) -> bytes:
+def _at(file: Readable, place: tuple[int, int], most: int = _LARGEST_JSON) -> bytes:
     file.seek(place[0])
-    return file.read(min(place[1], _LARGEST_JSON))
+    return file.read(min(place[1], most))
 
 
 def _crc(file: Readable, size: int) -> int:
@@ -270,17 +277,31 @@ def _crc(file: Readable, size: int) -> int:
     return total
 
 
+def countable(text: bytes) -> bytes:
+    """A ``txt`` member as :func:`count_items` wants it: one that is not UTF-8 counts as a word."""
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return b"x"
+    return text or b"x"
+
+
 def count_items(data: bytes, members: Mapping[str, bytes] | None = None) -> dict[str, int]:
     """Lengths of the lists in a sample's json: ``{"questions": 6, "texts.en": 3}``.
 
-    A json that does not parse counts as empty: its sample is reported when it is decoded.
+    Of long documents also the stretches beyond the first: ``{"further1024.texts.en": 2}``.
+
+    A json that does not parse counts as one ``unread``: its sample is reported when it is decoded.
     """
     try:
         content = adapt(json.loads(data), members or {})
     except (ValueError, RecursionError):
-        return {}
+        return {UNREAD: 1}
     counts = {k: len(v) for k, v in content.items() if isinstance(v, list)}
     for name, value in content.items():
         if isinstance(value, dict):
-            counts |= {f"{name}.{k}": len(v) for k, v in value.items() if isinstance(v, list)}
+            lists = {f"{name}.{k}": v for k, v in value.items() if isinstance(v, list)}
+            counts |= {k: len(v) for k, v in lists.items()}
+            for k, v in lists.items():
+                counts |= {f"further{length}.{k}": n for length, n in further(v).items()}
     return counts

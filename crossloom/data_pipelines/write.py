@@ -6,18 +6,21 @@ Python version and writes PAX headers for some names; the tars here are read by 
 
 All shards of a conversion are first written to a hidden folder inside the target folder
 (``.NAME.partial``), flushed to the disk there, and renamed into place together at the end. A
-conversion that fails removes that folder and leaves what an earlier one made; one that is killed
-leaves the folder behind, to be deleted by hand.
+conversion that fails removes that folder and leaves what an earlier one made. One that is killed
+leaves the folder behind, and perhaps some of its shards in place: the next that writes there takes
+them back first (:func:`recover`). Who still writes holds a lock on its folder.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
 import re
 import shutil
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,6 +43,9 @@ _KEY = re.compile(r"[^\s./\\\x00-\x1f\x7f]+")
 _KEY_BYTES = 80  # with an extension of up to 19 bytes it fits the name field of a ustar header
 _EXTENSION = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)*")
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_STAGING = ".*-????????.partial"  # as tempfile names them
+_JOURNAL = "publishing.json"  # in the hidden folder, while shards are renamed into place
+_ASIDE = "replaced"  # in the hidden folder: what was in place before
 _SHARD = re.compile(r"(?P<prefix>.+)-\d{6,}\.tar")
 
 
@@ -80,6 +86,58 @@ def find_shards(out: Path, prefixes: Iterable[str] | None = None) -> tuple[Path,
     return tuple(found)
 
 
+def recover(out: Path) -> None:
+    """Take back what writers that were killed left in a folder, so that it is as before them.
+
+    Says on standard error what it removes. Folders of writers that are still at work are left.
+    """
+    for staging in sorted(out.glob(_STAGING)) if out.is_dir() else ():
+        lock = _lock(staging, wait=False)
+        if lock is None:
+            continue
+        try:
+            _undo(staging, out)
+            shutil.rmtree(staging)
+            print(f"{staging}: left by a conversion that was interrupted; removed", file=sys.stderr)
+        except OSError as error:
+            raise ShardError(
+                f"{staging}: left by a conversion that was interrupted, and cannot be removed "
+                f"({error.strerror}); remove it by hand"
+            ) from None
+        finally:
+            os.close(lock)
+
+
+def _lock(folder: Path, wait: bool) -> int | None:
+    """A descriptor that holds the lock on a folder; None where it cannot be had."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # held by its writer, or a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _undo(staging: Path, out: Path) -> None:
+    """Take a set that was being renamed into place back into its hidden folder.
+
+    What is done already is not done again, so this may itself be interrupted.
+    """
+    try:
+        fresh = json.loads((staging / _JOURNAL).read_bytes())
+    except (FileNotFoundError, ValueError):  # a journal cut short: nothing was renamed yet
+        return
+    for name in fresh:
+        if not (staging / name).exists() and (out / name).exists():
+            os.rename(out / name, staging / name)
+    for path in (staging / _ASIDE).iterdir():
+        os.rename(path, out / path.name)
+
+
 class ShardWriter:
     """Writes ``PREFIX-000000.tar``, ``PREFIX-000001.tar``, … as a context manager.
 
@@ -98,7 +156,7 @@ class ShardWriter:
         shard_bytes: int = SHARD_BYTES,
         overwrite: bool = False,
     ) -> None:
-        """Prepare to write; nothing is touched before the block begins.
+        """Prepare to write; see :class:`ShardSet`.
 
         Args:
             out: folder of the shards, made when missing.
@@ -158,6 +216,8 @@ class ShardSet:
     ) -> None:
         """Prepare to write; nothing is touched before the block begins.
 
+        (But for what a writer that was killed left in the folder: see :func:`recover`.)
+
         Args:
             out: folder of the shards, made when missing.
             prefixes: whose shards are refused now, or replaced at the end even if none of them is
@@ -175,11 +235,13 @@ class ShardSet:
         self.out = Path(out)
         if self.out.exists() and not self.out.is_dir():
             raise ShardError(f"{self.out}: is a file; give a folder for the shards")
+        recover(self.out)
         self.shard_size, self.shard_bytes, self.overwrite = shard_size, shard_bytes, overwrite
         self._prefixes: set[str] = set()
         self._tars: dict[str, _Tars] = {}
         self._files: list[str] = []
         self._folder: Path | None = None
+        self._held: int | None = None  # the lock on it
         self._made: list[Path] = []
         for prefix in prefixes:
             self._claim(prefix)
@@ -246,8 +308,11 @@ class ShardSet:
             self.out.mkdir(parents=True, exist_ok=True)
             self._made = missing
             name = next(iter(sorted(self._prefixes)), "shards")
-            staging = tempfile.mkdtemp(prefix=f".{name}-", suffix=".partial", dir=self.out)
-            self._folder = Path(staging)
+            while self._folder is None:
+                made = tempfile.mkdtemp(prefix=f".{name}-", suffix=".partial", dir=self.out)
+                self._held = _lock(Path(made), wait=True)
+                if Path(made).is_dir():  # nobody took it for a dead one before it was locked
+                    self._folder = Path(made)
         return self
 
     def __exit__(
@@ -283,7 +348,10 @@ class ShardSet:
         self._prefixes.add(prefix)
 
     def _publish(self) -> None:
-        """Move the old aside and the new into place; on failure, everything back."""
+        """Move the old aside and the new into place; on failure, everything back.
+
+        The journal lets :func:`recover` do the same after a kill.
+        """
         staging = self._staging()
         fresh = [p for t in self._tars.values() for p in t.paths]
         fresh += [staging / name for name in self._files]
@@ -293,22 +361,23 @@ class ShardSet:
         stale += [self.out / name for name in beside if (self.out / name).exists()]
         if not self.overwrite and find_shards(self.out, self._prefixes):
             raise ShardError(f"{stale[0]}: was written by someone else meanwhile")
-        aside = staging / "replaced"
-        moved: list[tuple[Path, Path]] = []
+        aside = staging / _ASIDE
         with _failing(self.out):
             aside.mkdir()
+            with _create(staging / _JOURNAL) as journal:
+                journal.write(json.dumps([p.name for p in fresh]).encode())
+                _sync(journal)
+            _sync_folder(staging)
             try:
                 for path in stale:
                     os.rename(path, aside / path.name)
-                    moved.append((path, aside / path.name))
                 for path in fresh:
                     os.rename(path, self.out / path.name)
-                    moved.append((path, self.out / path.name))
+                _sync_folder(self.out)
             except BaseException:
-                for before, after in reversed(moved):
-                    os.rename(after, before)
+                _undo(staging, self.out)
                 raise
-            _sync_folder(self.out)
+            (staging / _JOURNAL).unlink()  # from here on the new is what there is
         self._made = []
 
     def _discard(self) -> None:
@@ -317,6 +386,9 @@ class ShardSet:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
         for path in self._made:  # folders of our own making that stayed empty
             with suppress(OSError):
                 path.rmdir()

@@ -86,6 +86,8 @@ def evaluate(
 ) -> Result:
     """Evaluate a run on a task; writes ``results/TASK.json`` and ``TASK.records.jsonl`` below it.
 
+    Predictions in the benchmark's own form lie beside them (``TASK.submission.json``, …).
+
     Raises:
         RecipeError: the run lacks what the task needs.
     """
@@ -116,3 +118,5 @@ def _write(folder: Path, name: str, result: Result) -> None:
     write_atomically(folder / f"{name}.json", json.dumps(body, indent=1, ensure_ascii=False))
     lines = (json.dumps(r, ensure_ascii=False) for r in result.records)
     write_atomically(folder / f"{name}.records.jsonl", "\n".join(lines) + "\n")
+    for file, content in result.files.items():
+        write_atomically(folder / file, content)

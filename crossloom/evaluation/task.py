@@ -29,6 +29,8 @@ class Result:
     records: list[dict[str, Any]] = field(default_factory=list)
     """One for each example (or query): key, what was asked, predicted and right."""
     defects: list[Defect] = field(default_factory=list)
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Predictions in the benchmark's own form: content by file name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ objectives, models or training; any objective works with any modality that decla
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -30,6 +30,9 @@ class Target:
 
     dim: int
     form: Literal["index", "distribution", "vector"]
+    trusted: bool = False
+    """Whether ``Units.targets`` also holds ``"NAME.trust"``, float32 ``[N]`` in 0..1: how far each
+    value is trusted (a detector's confidence)."""
 
 
 class Embedder(nn.Module, ABC):
@@ -88,6 +91,28 @@ class Modality(ABC):
     @abstractmethod
     def embedder(self, width: int) -> Embedder:
         """A fresh module that embeds this modality's units; ``width`` is the model's."""
+
+    def loose(self, sample: Sample, rng: np.random.Generator) -> Units:
+        """The clean units of one sample, not cut: what :meth:`packed` takes.
+
+        Raises:
+            BadSample: as :meth:`decode` does.
+        """
+        return self.decode(sample, rng)
+
+    def packed(self, units: Sequence[Units]) -> list[tuple[int, Units]]:
+        """Samples laid end to end, and cut into examples of at most :meth:`longest` units.
+
+        Args:
+            units: of each sample, as :meth:`loose` gives them.
+
+        Returns:
+            For each example, the number of the sample that it begins in, and its units.
+
+        Raises:
+            TypeError: samples of this modality cannot be joined.
+        """
+        raise TypeError(f"{self.kind}: samples of this modality cannot be laid end to end")
 
     def predictable(self) -> Mapping[str, Target]:
         """The targets on offer, by name; they are keys of ``Units.targets``."""

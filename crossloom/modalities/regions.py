@@ -61,9 +61,8 @@ class Regions(Modality):
 
     Content: ``feature`` (float32 ``[N, F]``), ``box`` (float32 ``[N, box]``, in 0..1).
     Targets: ``feature`` (vector), ``class`` (index: the label where there are labels, else the most
-    probable class but background, as UNITER's MRC does), ``classes`` (distribution), ``attribute``
-    (index). Beside them, float32 ``[N]`` in 0..1 to weigh losses with: ``confidence`` of the class
-    (the detector's, else the class's probability) and ``attribute_confidence`` (else 1).
+    probable class but background, as UNITER's MRC does; trusted as far as the detector is sure, or
+    it is probable), ``classes`` (distribution), ``attribute`` (index, trusted).
     """
 
     kind: ClassVar[str] = "regions"
@@ -248,7 +247,7 @@ class Regions(Modality):
             even = np.full_like(chance, 1 / self.classes)
             chance = np.where(total > 0, chance / np.maximum(total, 1e-30), even)
         sure = self._confidence(arrays, "confidence", count, sure.astype(np.float32))
-        return {"class": label, "classes": chance, "confidence": sure}
+        return {"class": label, "classes": chance, "class.trust": sure}
 
     def _attributes(self, arrays: Mapping[str, Array], count: int) -> dict[str, Array]:
         label = self._array(arrays, "attributes", (count,))[: self.limit].astype(np.int64)
@@ -260,7 +259,7 @@ class Regions(Modality):
             )
         sure = np.ones(len(label), np.float32)
         sure = self._confidence(arrays, "attribute_confidence", count, sure)
-        return {"attribute": label, "attribute_confidence": sure}
+        return {"attribute": label, "attribute.trust": sure}
 
     def _confidence(
         self, arrays: Mapping[str, Array], name: str, count: int, otherwise: Array
@@ -280,11 +279,11 @@ class Regions(Modality):
         targets: dict[str, Array] = {"feature": np.zeros((1, self.features), np.float32)}
         if self.classes:
             targets["class"] = np.zeros(1, np.int64)
+            targets["class.trust"] = np.zeros(1, np.float32)
             targets["classes"] = np.full((1, self.classes), 1 / self.classes, np.float32)
-            targets["confidence"] = np.zeros(1, np.float32)
         if self.attributes:
             targets["attribute"] = np.zeros(1, np.int64)
-            targets["attribute_confidence"] = np.zeros(1, np.float32)
+            targets["attribute.trust"] = np.zeros(1, np.float32)
         content = {
             "feature": np.zeros((1, self.features), np.float32),
             "box": _encode(np.zeros((1, 4), np.float32), self.box),
@@ -301,10 +300,10 @@ class Regions(Modality):
         """Feature and classes."""
         offer = {"feature": Target(dim=self.features, form="vector")}
         if self.classes:
-            offer["class"] = Target(dim=self.classes, form="index")
+            offer["class"] = Target(dim=self.classes, form="index", trusted=True)
             offer["classes"] = Target(dim=self.classes, form="distribution")
         if self.attributes:
-            offer["attribute"] = Target(dim=self.attributes, form="index")
+            offer["attribute"] = Target(dim=self.attributes, form="index", trusted=True)
         return offer
 
     def embedder(self, width: int) -> RegionEmbedder:

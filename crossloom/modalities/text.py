@@ -24,7 +24,7 @@ import hashlib
 import string
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from crossloom.batch import Stream
 from crossloom.modalities.byte_pairs import BytePairs
+from crossloom.modalities.lay import blocks, lay
 from crossloom.modalities.modality import Embedder, Modality, Target
 from crossloom.modalities.wordpiece import WordPiece
 from crossloom.units import Array, BadSample, Fate, Passage, Sample, Units, make_units
@@ -47,6 +48,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _MASKLESS = ("clip", "siglip")
 
 Layout = Literal["own", "xlm-r", "wordpiece", "wordpiece-cased", "clip", "siglip"]
+_ANY = 1 << 40  # a limit that no text reaches
 
 
 class Vocabulary:
@@ -210,9 +212,9 @@ class Text(Modality):
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.segment < self.segments:
+        if not 0 <= self.segment < max(1, self.segments):
             raise ValueError(
-                f"segment is {self.segment}; expected 0..{self.segments - 1}: segments"
+                f"segment is {self.segment}; with segments={self.segments} it is below"
             )
         if self.positions and self.positions < self.offset + self.limit:
             raise ValueError(
@@ -301,6 +303,21 @@ class Text(Modality):
     @property
     def _refers(self) -> bool:
         return bool(self.looks_at) and self.sees == "referred"
+
+    def loose(self, sample: Sample, rng: np.random.Generator) -> Units:
+        """Units of the sample's passage, however many."""
+        return replace(self, limit=_ANY, positions=0, filled=False).decode(sample, rng)
+
+    def packed(self, units: Sequence[Units]) -> list[tuple[int, Units]]:
+        """Passages as ``<s> a </s> b </s>`` (FULL-SENTENCES of RoBERTa, section 4.2)."""
+        vocab = self.vocab
+        head = int(vocab.begin >= 0)
+        out = []
+        for parts in blocks([len(u) - head - 1 for u in units], self.limit, head):
+            joined = lay(units, parts, head)
+            joined = fill(joined, self.limit, vocab.pad) if self.filled else joined
+            out.append((parts[0][0], joined))
+        return out
 
     def _language(self, code: str) -> int:
         try:

@@ -137,6 +137,28 @@ class Layout:
         """What a stream may read in this view."""
         return self.view.readable(reader, names)
 
+    def attend(
+        self,
+        q: Tensor,
+        keyvalue: Tensor | None,
+        readers: tuple[str, ...],
+        read: tuple[str, ...],
+        causal: tuple[str, ...],
+        dropout: float,
+    ) -> Tensor:
+        """What each reader gathers, ``[Nq, H, C]``; where units are said, keys are kept here.
+
+        Args:
+            q: ``[Nq, H, C]``, units of ``readers`` end to end.
+            keyvalue: ``[Nk, 2, H, C]``, units of ``read`` end to end; None when there are none.
+            readers, read: stream names.
+            causal: streams whose units read no later unit of their own stream.
+            dropout: of attention weights.
+        """
+        assert keyvalue is not None
+        k, v = keyvalue.unbind(1)
+        return attention(q, k, v, self, readers, read, causal, dropout)
+
     def together(self, names: tuple[str, ...]) -> Together:
         """Where the units of these streams lie."""
         if names not in self._together:

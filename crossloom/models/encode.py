@@ -21,6 +21,7 @@ def encode(
     layers: tuple[int, ...] = (),
     depth: int = 0,
     embedded: States | None = None,
+    layout: Layout | None = None,
 ) -> Encoded:
     """One view through embedders and layers.
 
@@ -32,11 +33,12 @@ def encode(
         layers: after which states are wanted too, counted from 1.
         depth: layers run, from the first; 0 for all, and the last norms.
         embedded: the streams' units, where they are embedded already.
+        layout: of the view, if it is made already.
     """
     if embedded is None:
         embedded = {name: _embed(embedders[name], name, view) for name in view.streams}
     middle: dict[int, States] = {n: {} for n in layers}
-    states = fusion(embedded, view, record, middle, depth)
+    states = fusion(embedded, view, record, middle, depth, layout)
     return Encoded(view, states, embedders, embedded, middle)
 
 

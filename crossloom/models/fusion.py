@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from crossloom.batch import ViewBatch
-from crossloom.models.attention import Attention, Layout, attention
+from crossloom.models.attention import Attention, Layout
 from crossloom.models.plan import Attend, Block, Feed, Place, Plan
 
 States = dict[str, Tensor]
@@ -145,16 +145,18 @@ class AttendBlock(_Block):
         """What readers gain, each group from what it reads."""
         weights, spec = self.weights, self.spec
         readers = tuple(n for names in groups for n in names)
-        read = tuple(dict.fromkeys(n for names in groups.values() for n in names))
+        # while units are said one by one, other streams are there as keys and values only
+        here = {names: tuple(n for n in these if n in states) for names, these in groups.items()}
+        read = tuple(dict.fromkeys(n for names in here.values() for n in names))
         queries = _Rows(weights.query, spec, states, readers)
-        pairs = _Rows(weights.keyvalue, spec, states, read)
+        pairs = _Rows(weights.keyvalue, spec, states, read) if read else None
         causal = (*spec.causal, *layout.view.causal)
         drop = self.dropout if self.training else 0.0
         out: States = {}
-        for names, these in groups.items():
+        for names, these in here.items():
             q = queries.of(names).unflatten(1, (self.heads, -1))
-            k, v = pairs.of(these).unflatten(1, (2, self.heads, -1)).unbind(1)
-            rows = attention(q, k, v, layout, names, these, causal, drop).flatten(1)
+            kv = pairs.of(these).unflatten(1, (2, self.heads, -1)) if pairs and these else None
+            rows = layout.attend(q, kv, names, these, causal, drop).flatten(1)
             out |= _split(rows, states, names)
         return _Rows(weights.output, spec, out, readers).parts
 
@@ -245,6 +247,7 @@ class Fusion(nn.Module):
         record: list[Attention] | None = None,
         middle: dict[int, States] | None = None,
         depth: int = 0,
+        layout: Layout | None = None,
     ) -> States:
         """Final states by stream, each ``[N, width]``.
 
@@ -254,8 +257,9 @@ class Fusion(nn.Module):
             record: collects what was looked at.
             middle: receives, under the layers that are its keys (from 1), the states after them.
             depth: end after so many layers, without the last norm; 0 for all.
+            layout: of the view, if it is made already; it then decides what attention does.
         """
-        layout = Layout(view, record)
+        layout = layout or Layout(view, record)
         states = self._settle(states, 0)
         for number, layer in enumerate(self.layers, 1):
             if self.checkpointing and self.training:

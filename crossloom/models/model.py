@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from crossloom.batch import Batch, Encoded, ViewBatch, pick
 from crossloom.modalities.modality import Embedder, Modality
-from crossloom.models.attention import Attention
+from crossloom.models.attention import Attention, Layout
 from crossloom.models.encode import encode
 from crossloom.models.fusion import Fusion
 from crossloom.models.momentum import Slow, follow
-from crossloom.models.plan import Plan
+from crossloom.models.plan import Attend, Plan
+from crossloom.objectives.match import Match
 from crossloom.objectives.objective import Head, Objective
 from crossloom.objectives.reconstruct import ReconstructHead
 from crossloom.objectives.view import View
@@ -41,8 +43,8 @@ class CrossloomModel(nn.Module):
         Raises:
             ValueError: an objective asks for streams or targets that do not exist, two different
                 views share a name, the plan and the modalities name different streams, tied
-                streams differ in more than the member they read, or what embedders or heads share
-                does not exist.
+                streams differ in more than the member they read, what embedders or heads share does
+                not exist, or units that an objective generates could be known before they are said.
         """
         super().__init__()
         if set(modalities) != set(plan.widths):
@@ -50,12 +52,15 @@ class CrossloomModel(nn.Module):
                 f"modalities are {', '.join(modalities)}; "
                 f"the plan's streams are {', '.join(plan.widths)}"
             )
+        self.plan, self.objectives = plan, dict(objectives)
         self.views = {o: objective.view for o, objective in objectives.items()}
         seen: dict[str, View] = {}
         for name, objective in objectives.items():
             try:
                 objective.check(modalities)
                 objective.check_others(objectives)
+                if objective.generates:
+                    check_order(plan, objective.view, objective.generates)
             except ValueError as error:
                 raise ValueError(f"objectives.{name}: {error}") from None
             view = objective.view
@@ -85,6 +90,9 @@ class CrossloomModel(nn.Module):
             if self._embedder(self.owner[head.stream]).tied(head.name) is None:
                 head.untie()
         for name, objective in objectives.items():
+            if isinstance(objective, Match) and objective.mined:
+                for stream in objective.view.streams:
+                    self._check_mined(name, stream)
             if objective.shares:
                 _share(name, objective.shares, self.heads)
         _initialise(self)
@@ -124,9 +132,28 @@ class CrossloomModel(nn.Module):
     def _embedders(self, embed: nn.ModuleDict) -> dict[str, nn.Module]:
         return {s: embed[owner] for s, owner in self.owner.items() if owner in embed}
 
-    def encode(self, view: ViewBatch, record: list[Attention] | None = None) -> Encoded:
+    def _check_mined(self, name: str, stream: str) -> None:
+        """Streams are paired anew as they were embedded: none may have seen another there."""
+        if sees := self._embedder(self.owner[stream]).looks_at:
+            raise ValueError(
+                f"objectives.{name}.mined: {stream!r} is embedded with what it sees of "
+                f"{', '.join(sees)}, so that pairs cannot be made anew; use view.mismatch"
+            )
+
+    def _embedder(self, stream: str) -> Embedder:
+        embedder = self.embed[stream]
+        assert isinstance(embedder, Embedder)
+        return embedder
+
+    def encode(
+        self,
+        view: ViewBatch,
+        record: list[Attention] | None = None,
+        layout: Layout | None = None,
+    ) -> Encoded:
         """One view through embedders and Transformer."""
-        return encode(self._embedders(self.embed), self.fusion, view, record=record)
+        embedders = self._embedders(self.embed)
+        return encode(embedders, self.fusion, view, record=record, layout=layout)
 
     def settle(self) -> None:
         """What follows each optimiser step: slow copies move on, queues take in what was made."""
@@ -147,11 +174,6 @@ class CrossloomModel(nn.Module):
             return []
         pairs = self.slow.pairs(self.embed, self.fusion)
         return [*pairs, *(pair for head in self._heads() for pair in head.followers())]
-
-    def _embedder(self, stream: str) -> Embedder:
-        embedder = self.embed[stream]
-        assert isinstance(embedder, Embedder)
-        return embedder
 
     def forward(
         self, batch: Batch, predict: tuple[str, ...] = ()
@@ -230,6 +252,35 @@ def _asked(
             raise ValueError(f"objectives.{name}.layer: {depth} of a plan of {layers} layers")
     wanted = tuple(sorted({d for d in depths.values() if d}))
     return wanted, max(wanted) if all(depths.values()) else 0
+
+
+def check_order(plan: Plan, view: View, stream: str) -> None:
+    """Raise ValueError when a unit of the stream could come to know a later one.
+
+    In this view every block in which the stream reads itself must be causal in it, and no other
+    stream may read it.
+    """
+    names: dict[str, Any] = dict.fromkeys(view.streams)
+    shown = ViewBatch(streams=names, apart=view.apart, reads=view.reads)
+    for number, layer in enumerate(plan.layers):
+        for place, block in enumerate(layer.blocks):
+            if not isinstance(block, Attend):
+                continue
+            where = f"plan: layer {number}, block {place}"
+            for reader in (r for r in block.reads if r in view.streams):
+                if stream not in shown.readable(reader, block.reads[reader]):
+                    continue
+                if reader != stream:
+                    others = tuple(s for s in view.streams if s != stream)
+                    raise ValueError(
+                        f"{where}: {reader!r} reads {stream!r}, which is said unit by unit; let "
+                        f"view {view.name!r} have reads: {{{reader}: [{', '.join(others)}]}}"
+                    )
+                if stream not in (*block.causal, *view.causal):
+                    raise ValueError(
+                        f"{where}: {stream!r} reads its later units; let view {view.name!r} have "
+                        f"causal: [{stream}]"
+                    )
 
 
 def _share(name: str, other: str, heads: nn.ModuleDict) -> None:

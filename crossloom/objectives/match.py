@@ -89,12 +89,6 @@ class Match(Objective):
                 f"view {self.view.name!r}: set view.mismatch, or passages where a reader "
                 "mismatches, or mined; one of them, and `which` with the first only"
             )
-        looking = [s for s in self.view.streams if getattr(modalities[s], "looks_at", "")]
-        if self.mined and looking:
-            raise ValueError(
-                f"mined: {looking[0]!r} shows another stream on its units, and could not be paired "
-                "anew without being embedded anew"
-            )
         if strange := [s for s in self.pooled if s not in self.view.streams]:
             raise ValueError(f"view {self.view.name!r} does not show {', '.join(strange)}")
 

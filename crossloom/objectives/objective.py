@@ -117,6 +117,11 @@ class Objective(ABC):
         """Objectives whose heads are asked about the same batch: drawn whenever this one is."""
         return ()
 
+    @property
+    def generates(self) -> str:
+        """The stream that is said unit by unit, or ``""``: no unit may come to know a later one."""
+        return ""
+
     @abstractmethod
     def aim(self, shown: Shown) -> Aim:
         """What to score in one example, from clean units, before anything is corrupted away."""
@@ -141,6 +146,11 @@ class Objective(ABC):
                 raise ValueError(
                     f"view {self.view.name!r}: no stream {stream!r}; there are {offer}"
                 )
+        if self.scored in self.view.hide and self.view.hide[self.scored].merge:
+            raise ValueError(
+                f"view {self.view.name!r} merges hidden runs of {self.scored!r}, so that its units "
+                "cannot be scored; score a second stream, tied to it, that shows the clean text"
+            )
 
     def check_others(self, others: Mapping[str, Objective]) -> None:
         """Raise ValueError when an objective that this one leans on is missing or does not fit."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from crossloom.objectives.align import Align
 from crossloom.objectives.classify import Classify
 from crossloom.objectives.contrast import Contrast
+from crossloom.objectives.generate import Generate
 from crossloom.objectives.match import Match
 from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.objectives.view import Hide, View
@@ -18,6 +19,14 @@ BERT = Hide(rate=0.15, show=0.1, swap=0.1)
 REGIONS = Hide(rate=0.15, show=0.0, swap=0.0, by="group")
 #: Unicoder-VL, ImageBERT: 15 % of the regions, of which 90 % are hidden, 10 % left.
 OBJECTS = Hide(rate=0.15, show=0.1, swap=0.0)
+#: MASS: one segment of half of the text; of its units 80 % are hidden, 10 % swapped, 10 % left.
+SEGMENT = Hide(rate=0.5, show=0.1, swap=0.1, by="segment")
+#: BART, section 2.2: runs of Poisson(3) units over 30 % of the text, each shown as one mask.
+INFILL = Hide(
+    rate=0.3, show=0, swap=0, by="span", law="poisson", span=3, longest=64, merge=True, insert=True
+)
+#: mBART, section 2.1: runs of Poisson(3.5) words over 35 % of the text, each shown as one mask.
+INFILL_WORDS = replace(INFILL, rate=0.35, span=3.5, whole=True)
 
 
 def mlm(
@@ -86,12 +95,7 @@ def moc(
 
 
 def detected(
-    view: View,
-    *,
-    stream: str = "image",
-    target: str = "class",
-    trust: str = "confidence",
-    everywhere: bool = True,
+    view: View, *, stream: str = "image", target: str = "class", everywhere: bool = True
 ) -> Reconstruct:
     """What the detector named, weighed by its confidence (LXMERT, Tan & Bansal 2019, section 3.1).
 
@@ -99,7 +103,7 @@ def detected(
     says; on mismatched pairs too. The code multiplies by 1 / 0.15 for the share that is hidden.
     """
     return Reconstruct(
-        view=view, stream=stream, target=target, everywhere=everywhere, trust=trust,
+        view=view, stream=stream, target=target, everywhere=everywhere, trusted=True,
         matched_only=False, weight=1 / 0.15 if everywhere else 1.0,
     )  # fmt: skip
 
@@ -159,8 +163,8 @@ def tagged(
     return View(name="tagged", streams=streams, mismatch=mismatch, hide=dict.fromkeys(hidden, hide))
 
 
-def mtl(view: View, *, stream: str = "text", shares: str = "") -> Reconstruct:
-    """Masked token loss (Oscar, Li et al. 2020, section 3) for words, or for tags by their head.
+def mtl(view: View, *, stream: str = "text", shared: str = "") -> Reconstruct:
+    """Masked token loss (Oscar, Li et al. 2020, section 3) for words, or for tags with their head.
 
     Tags and words of mismatched examples are predicted too (the code's default). Each of the two
     is averaged over its own slots.
@@ -168,9 +172,9 @@ def mtl(view: View, *, stream: str = "text", shares: str = "") -> Reconstruct:
     Args:
         view: :func:`tagged`.
         stream: whose units are predicted.
-        shares: for the tags, the name under which the recipe has the words' objective.
+        shared: for the tags, the name under which the recipe has the words' objective.
     """
-    return Reconstruct(view=view, stream=stream, target="token", matched_only=False, shares=shares)
+    return Reconstruct(view=view, stream=stream, target="token", matched_only=False, shared=shared)
 
 
 def tag_contrast(view: View, *, pooled: tuple[str, ...] = ("text",)) -> Match:
@@ -269,3 +273,124 @@ def xlco_queue(
         view=view, pair=pair, dim=dim, shared=True, layer=layer, queue=queue, momentum=momentum,
         both=False, wait=True, cosine=False, temperature=0.25, learned=False,
     )  # fmt: skip
+
+
+def s2s_mlm(
+    text: str = "text",
+    image: str = "image",
+    *,
+    hide: Hide = replace(BERT, last=True),
+    name: str = "s2s",
+) -> Reconstruct:
+    """Masked words from the words before them and the image (VLP, section 3.2; UniLM).
+
+    VLP draws it for three batches in four, and :func:`mlm` for the others. The end of the caption
+    may be hidden too; decoding fills in a mask at the next place.
+    """
+    view = View(
+        name=name,
+        streams=(text, image),
+        hide={text: hide},
+        causal=(text,),
+        reads={image: (image,)},
+    )
+    return Reconstruct(view=view, stream=text, target="token")
+
+
+def ic(
+    text: str = "text", image: str = "image", *, smoothing: float = 0.0, name: str = "ic"
+) -> Generate:
+    """Image captioning: each word from the image and the words before it (XGPT, section 3.2)."""
+    view = View(name=name, streams=(text, image), causal=(text,), reads={image: (image,)})
+    return Generate(view=view, stream=text, smoothing=smoothing)
+
+
+def imlm(
+    source: str = "text",
+    image: str = "image",
+    target: str = "target",
+    *,
+    hide: Hide = SEGMENT,
+    name: str = "imlm",
+) -> Generate:
+    """Image-conditioned MLM: MASS with the image among what the decoder reads (XGPT, 3.2).
+
+    As in the code of the same authors (microsoft/M3P): a segment of the caption is hidden, and the
+    decoder, fed the segment's preceding units alone, says it.
+    """
+    return mass(source, target, others=(image,), hide=hide, name=name)
+
+
+def ida(
+    source: str = "text",
+    image: str = "image",
+    target: str = "target",
+    *,
+    hide: Hide = INFILL,
+    name: str = "ida",
+) -> Generate:
+    """Image-conditioned denoising: the caption from its infilled form and the image (XGPT, 3.2).
+
+    The paper corrupts the text; the released code (microsoft/M3P, ``bart_img_step``) the regions.
+    The paper is followed.
+    """
+    return denoise(source, target, others=(image,), hide=hide, name=name)
+
+
+def tifg(text: str = "text", image: str = "image", *, name: str = "tifg") -> Generate:
+    """Text-conditioned image feature generation: each region's feature from those before (XGPT).
+
+    The aim is the clean feature, as in the paper (section 3.2); the released code regresses its own
+    embedding of the same region, without stopping the gradient, which a constant satisfies. Regions
+    come in the order stored (detectors: by confidence); the first is given.
+    """
+    view = View(name=name, streams=(text, image), causal=(image,), reads={text: (text,)})
+    return Generate(view=view, stream=image, target="feature")
+
+
+def mass(
+    source: str = "text",
+    target: str = "target",
+    *,
+    others: tuple[str, ...] = (),
+    hide: Hide = SEGMENT,
+    name: str = "mass",
+) -> Generate:
+    """The hidden segment, from what is left and the segment's preceding units (MASS, section 3.2).
+
+    Both streams hold one text; the second is tied to the first and read by a decoder.
+    """
+    view = _aside(name, source, target, others, hide={source: hide}, follow={target: source})
+    return Generate(view=view, stream=target)
+
+
+def denoise(
+    source: str = "text",
+    target: str = "target",
+    *,
+    others: tuple[str, ...] = (),
+    hide: Hide = INFILL,
+    name: str = "denoise",
+) -> Generate:
+    """The clean text from its infilled form (BART, section 2.2; mBART with ``INFILL_WORDS``)."""
+    view = _aside(name, source, target, others, hide={source: hide})
+    return Generate(view=view, stream=target)
+
+
+def translate(
+    source: str = "text", target: str = "second", *, smoothing: float = 0.0, name: str = "translate"
+) -> Generate:
+    """A text said in another language: XNLG's XAE, and machine translation."""
+    return Generate(view=_aside(name, source, target, ()), stream=target, smoothing=smoothing)
+
+
+def _aside(name: str, source: str, target: str, others: tuple[str, ...], **corrupted: Any) -> View:
+    """A view in which the target alone is said, and what it is said from does not read it."""
+    known = (source, *others)
+    return View(
+        name=name,
+        streams=(*known, target),
+        causal=(target,),
+        reads=dict.fromkeys(known, known),
+        **corrupted,
+    )

@@ -18,12 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality, Target
-from crossloom.objectives.objective import Aim, Head, Objective, lend
+from crossloom.objectives.objective import Aim, Head, Objective, lend, need
 from crossloom.objectives.view import Shown
 from crossloom.units import Array, Fate
 
 Loss = Literal["auto", "cross_entropy", "kl", "mse", "smooth_l1"]
-_DEFAULT: dict[str, Loss] = {"index": "cross_entropy", "distribution": "kl", "vector": "mse"}
+DEFAULT_LOSS: dict[str, Loss] = {"index": "cross_entropy", "distribution": "kl", "vector": "mse"}
 #: Logits held at once, elements; beyond it they are made a chunk at a time and again in backward.
 LOGITS_AT_ONCE = 2**25
 
@@ -48,10 +48,12 @@ class Reconstruct(Objective):
     everywhere: bool = False
     """Score every maskable unit that has the target, hidden or not. LXMERT's code does so with the
     objects and attributes that its detector named; its paper scores hidden regions only."""
-    trust: str = ""
-    """What the stream's targets hold beside the target, float32 in 0..1, to multiply each unit's
-    loss with: ``confidence`` of a detector (LXMERT). The mean is still over units. Empty: nothing.
-    """
+    trusted: bool = False
+    """Multiply each unit's loss by how far its value is trusted (``Target.trusted``): LXMERT's
+    detector confidence. The mean is still over units."""
+    shared: str = ""
+    """Another objective of this kind and target whose head scores this one too: one head for the
+    words and the tags of a view (Oscar). The streams' embedders must be tied."""
 
     @property
     def scored(self) -> str:
@@ -68,25 +70,23 @@ class Reconstruct(Objective):
         if values.ndim == 1:
             selected = selected & (values >= 0)
         index = np.flatnonzero(selected)
-        trust = units.targets[self.trust][index] if self.trust else None
+        trust = units.targets[f"{self.target}.trust"][index] if self.trusted else None
         return Aim(index, values[index], trust)
 
     def blank(self, modalities: Mapping[str, Modality]) -> Array:
         """Class 0, or a vector of zeros."""
-        target = modalities[self.stream].predictable()[self.target]
-        if target.form == "index":
-            return np.zeros(1, np.int64)
-        return np.zeros((1, target.dim), np.float32)
+        return blank_target(modalities[self.stream].predictable()[self.target])
 
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
         """Linear, GELU, norm, decoder (BERT)."""
+        if self.shared:
+            return SharedHead(self.stream, self.shared)
         target = modalities[self.stream].predictable()[self.target]
-        loss = _DEFAULT[target.form] if self.loss == "auto" else self.loss
         return ReconstructHead(
             stream=self.stream,
             name=self.target,
             target=target,
-            loss=loss,
+            loss=self.loss,
             width=widths[self.stream],
             tied=self.tied,
         )
@@ -99,40 +99,94 @@ class Reconstruct(Objective):
                 f"view {self.view.name!r} hides nothing of {self.stream!r}; "
                 f"add view.hide.{self.stream}"
             )
-        offer = modalities[self.stream].predictable()
-        if self.target not in offer:
+        offer = check_target(modalities[self.stream], self.stream, self.target, self.loss)
+        if self.trusted and not offer.trusted:
             raise ValueError(
-                f"stream {self.stream!r} offers no target {self.target!r}; "
-                f"it offers {', '.join(offer) or 'none'}"
+                f"stream {self.stream!r} does not say how far target {self.target!r} is trusted; "
+                "set trusted to false"
             )
-        beside = modalities[self.stream].blank().targets if self.trust else {}
-        if self.trust and (self.trust not in beside or beside[self.trust].ndim != 1):
+
+    def check_others(self, others: Mapping[str, Objective]) -> None:
+        """The head that is shared must decode the same target, and be nobody else's."""
+        super().check_others(others)
+        if not self.shared:
+            return
+        owner = need(self.shared, others)
+        fits = isinstance(owner, Reconstruct) and not owner.shared
+        if not fits or (owner.target, owner.loss) != (self.target, self.loss):  # type: ignore[attr-defined]
             raise ValueError(
-                f"stream {self.stream!r} has no {self.trust!r} to trust target {self.target!r} by; "
-                f"it has {', '.join(beside)}"
+                f"shared: {self.shared!r} must reconstruct {self.target!r} with a head of its own, "
+                f"and with loss {self.loss!r}"
             )
-        form = offer[self.target].form
-        fits = {
-            "index": {"cross_entropy"},
-            "distribution": {"kl"},
-            "vector": {"mse", "smooth_l1"},
-        }[form]
-        if self.loss != "auto" and self.loss not in fits:
-            raise ValueError(
-                f"loss {self.loss!r} does not fit target {self.target!r}, which is "
-                f"a {form}; use {' or '.join(sorted(fits))}"
-            )
+
+
+def check_target(modality: Modality, stream: str, target: str, loss: Loss) -> Target:
+    """The target on offer.
+
+    Raises:
+        ValueError: the modality does not offer it, or the loss does not fit.
+    """
+    offer = modality.predictable()
+    if target not in offer:
+        raise ValueError(
+            f"stream {stream!r} offers no target {target!r}; it offers {', '.join(offer) or 'none'}"
+        )
+    form = offer[target].form
+    fits = {
+        "index": {"cross_entropy"},
+        "distribution": {"kl"},
+        "vector": {"mse", "smooth_l1"},
+    }[form]
+    if loss != "auto" and loss not in fits:
+        raise ValueError(
+            f"loss {loss!r} does not fit target {target!r}, which is "
+            f"a {form}; use {' or '.join(sorted(fits))}"
+        )
+    return offer[target]
+
+
+def blank_target(target: Target) -> Array:
+    """Class 0, or a vector of zeros, ``[1, ...]``: a value for a slot of weight zero."""
+    if target.form == "index":
+        return np.zeros(1, np.int64)
+    return np.zeros((1, target.dim), np.float32)
+
+
+class SharedHead(Head):
+    """Another objective's head, on another stream."""
+
+    def __init__(self, stream: str, owner: str) -> None:
+        super().__init__()
+        self.stream, self.owner = stream, owner
+
+    def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
+        """As the other head scores it."""
+        head, _ = encoded.beside(self.owner)
+        assert isinstance(head, ReconstructHead)
+        return head.score(encoded, self.stream, aim)
 
 
 class ReconstructHead(Head):
     """The transform and decoder of BERT's MLM head, for any target."""
 
     def __init__(
-        self, *, stream: str, name: str, target: Target, loss: Loss, width: int, tied: bool
+        self,
+        *,
+        stream: str,
+        name: str,
+        target: Target,
+        loss: Loss,
+        width: int,
+        tied: bool,
+        transform: bool = True,
+        smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        self.stream, self.name, self.loss, self.tied = stream, name, loss, tied
-        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.stream, self.name, self.tied, self.smoothing = stream, name, tied, smoothing
+        self.loss = DEFAULT_LOSS[target.form] if loss == "auto" else loss
+        self.transform: nn.Module = nn.Identity()
+        if transform:
+            self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.bias = nn.Parameter(torch.zeros(target.dim))
         self.decoder: nn.Parameter | None = None
         self.shape = (target.dim, width)
@@ -158,9 +212,21 @@ class ReconstructHead(Head):
 
     def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
         """Weighted loss, and ``correct`` for classes."""
-        x = self.transform(encoded.at(self.stream, aim.index))
+        return self.score(encoded, self.stream, aim)
+
+    def score(self, encoded: Encoded, stream: str, aim: AimBatch) -> dict[str, Tensor]:
+        """The same for slots of any stream that the head fits."""
+        x = self.transform(encoded.at(stream, aim.index))
         weight = aim.weight if aim.trust is None else aim.weight * aim.trust
-        return decode_loss(x, self.matrix(encoded), self.bias, aim.value, weight, self.loss)
+        return decode_loss(
+            x,
+            self.matrix(encoded),
+            self.bias,
+            aim.value,
+            weight,
+            self.loss,
+            smoothing=self.smoothing,
+        )
 
     def logits(self, encoded: Encoded, index: Tensor) -> Tensor:
         """Predictions ``[K, dim]`` at chosen units."""
@@ -176,6 +242,7 @@ def decode_loss(
     weight: Tensor,
     loss: Loss,
     at_once: int = LOGITS_AT_ONCE,
+    smoothing: float = 0.0,
 ) -> dict[str, Tensor]:
     """Weighted loss of a linear decoder, a chunk of slots at a time when the logits are many.
 
@@ -184,26 +251,41 @@ def decode_loss(
         value: ``[K]`` int64 for ``cross_entropy``, else ``[K, dim]``.
         loss: see :class:`Reconstruct`.
         at_once: elements of logits that may exist together; more are recomputed in backward.
+        smoothing: share of the aim spread over all classes, 0..1; for ``cross_entropy``.
     """
     step = max(1, at_once // len(bias))
     if len(x) <= step:
-        return _piece(x, matrix, bias, value, weight, loss)
+        return _piece(x, matrix, bias, value, weight, loss, smoothing)
     total: dict[str, Tensor] = {}
     for part in torch.arange(len(x)).split(step):
         here = slice(int(part[0]), int(part[-1]) + 1)
         piece = checkpoint(
-            _piece, x[here], matrix, bias, value[here], weight[here], loss, use_reentrant=False
+            _piece,
+            x[here],
+            matrix,
+            bias,
+            value[here],
+            weight[here],
+            loss,
+            smoothing,
+            use_reentrant=False,
         )
         total = {k: total[k] + v if total else v for k, v in piece.items()}
     return total
 
 
 def _piece(
-    x: Tensor, matrix: Tensor, bias: Tensor, value: Tensor, weight: Tensor, loss: Loss
+    x: Tensor,
+    matrix: Tensor,
+    bias: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    loss: Loss,
+    smoothing: float,
 ) -> dict[str, Tensor]:
     out = F.linear(x, matrix, bias).float()
     if loss == "cross_entropy":
-        each = F.cross_entropy(out, value, reduction="none")
+        each = F.cross_entropy(out, value, reduction="none", label_smoothing=smoothing)
         correct = ((out.detach().argmax(1) == value) * weight).sum()
         return {"loss": (each * weight).sum(), "correct": correct}
     value = value.float()

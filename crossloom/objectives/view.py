@@ -27,17 +27,39 @@ class Hide:
     """Probability that a maskable unit (group, share covered by spans) is selected, 0..1."""
     show: float = 0.1
     swap: float = 0.1
-    by: Literal["unit", "group", "span"] = "unit"
+    by: Literal["unit", "group", "span", "segment"] = "unit"
     """``group``: units of a group are selected together and share their fate (whole words,
-    overlapping boxes). ``span``: runs of units with geometric lengths (SpanBERT, section 3.1)."""
+    overlapping boxes). ``span``: runs of units, each of one fate (SpanBERT, section 3.1).
+    ``segment``: one run of ``rate`` of the units, each with a fate of its own; it starts at the
+    first unit or ends at the last in a fifth of the cases each (MASS, ``restricted_mask_sent``)."""
     span: float = 3.8
-    """Mean length of a run before clipping to ten units."""
+    """Mean length of a run before clipping."""
+    law: Literal["geometric", "poisson"] = "geometric"
+    """Of the runs' lengths (SpanBERT; BART, section 2.2)."""
+    longest: int = 10
+    """Units of a run at most."""
+    whole: bool = False
+    """Runs are of whole groups, ``rate``, ``span`` and ``longest`` count groups (mBART)."""
+    merge: bool = False
+    """A hidden run shows as one mask, a swapped one as one random unit: text infilling (BART).
+    Nothing of such a stream can be scored; a second stream holds what is to be said."""
+    insert: bool = False
+    """With ``merge``, a run of length zero puts a mask between units, as long as no more units are
+    shown than there are; without it, such runs are not drawn."""
+    last: bool = False
+    """The last unit may be selected too (``</s>``: who says a text has to learn to end it)."""
     at_least: int = 1
     """Selected units (groups) at the least, where there are as many (UNITER: 1; BERT: 0)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1 or self.show < 0 or self.swap < 0 or self.show + self.swap > 1:
             raise ValueError(f"rate, show, swap and show + swap must lie in 0..1: {self}")
+        if not self.span > 0 or (self.law == "geometric" and self.span < 1) or self.longest < 1:
+            raise ValueError(f"span must be above 0 (geometric: at least 1), longest too: {self}")
+        if (self.merge or self.whole) and self.by != "span":
+            raise ValueError(f"merge and whole are of runs: set by to span, not {self.by}")
+        if self.insert and not (self.merge and self.law == "poisson"):
+            raise ValueError("insert needs merge, and law: poisson: else no run has length zero")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +73,10 @@ class View:
     name: str
     streams: tuple[str, ...]
     hide: Mapping[str, Hide] = field(default_factory=dict)
+    follow: Mapping[str, str] = field(default_factory=dict)
+    """``{target: text}``: of ``target``, which holds the same units as ``text``, show only those
+    that stand before a unit selected in ``text``, in their own positions: what a decoder is fed
+    to say the segment hidden from the encoder (MASS, section 3.2)."""
     mismatch: str | tuple[str, ...] = ""
     """Stream that is taken from another example with probability ``mismatch_rate``; of several, one
     is, each as often as the others (Oscar+: tags or text)."""
@@ -67,8 +93,15 @@ class View:
     def __post_init__(self) -> None:
         read = (s for names in self.reads.values() for s in names)
         named = {*self.hide, *self.causal, *self.reads, *read, *self.mismatched}
+        named |= {*self.follow, *self.follow.values()}
         if strange := sorted(named - set(self.streams)):
             raise ValueError(f"view {self.name!r} shows {self.streams}, not {', '.join(strange)}")
+        for stream, other in self.follow.items():
+            if other not in self.hide or stream in self.hide or self.hide[other].merge:
+                raise ValueError(
+                    f"view {self.name!r}: {stream!r} follows {other!r}: hide units of {other!r}, "
+                    f"unmerged, and none of {stream!r}"
+                )
         if self.apart and self.reads:
             raise ValueError(f"view {self.name!r}: streams apart read themselves; drop `reads`")
 
@@ -78,6 +111,15 @@ class View:
         if isinstance(self.mismatch, tuple):
             return self.mismatch
         return (self.mismatch,) if self.mismatch else ()
+
+
+@dataclass(frozen=True)
+class Laid:
+    """What a view lays out of a stream where it does not show each unit in its place."""
+
+    place: Array  #: [M] int64, the clean unit that each shown one stands for
+    fate: Array  #: [M] int8
+    position: Array  #: [M] int64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +132,14 @@ class Shown:
     matched: bool  #: False when a stream was taken from another example
     taken: str = ""  #: the stream that was
     labels: Mapping[str, Any]  #: what the reader knows of the example (answers, a class)
+    laid: Mapping[str, Laid] = field(default_factory=dict)
+    """By stream, where other units are shown than the clean ones, one by one."""
+
+    def layout(self, stream: str) -> Laid:
+        """The shown units of any stream."""
+        units = self.units[stream]
+        plain = Laid(np.arange(len(units)), self.fate[stream], units.position)
+        return self.laid.get(stream, plain)
 
 
 def draw_fates(units: Units, hide: Hide, rng: np.random.Generator) -> Array:
@@ -98,18 +148,72 @@ def draw_fates(units: Units, hide: Hide, rng: np.random.Generator) -> Array:
     ``by="unit"`` draws each maskable unit independently, ``by="group"`` each group that has a
     maskable unit; units that are not maskable are always kept.
     """
-    fate = np.zeros(len(units), np.int8)
-    places = np.flatnonzero(units.maskable)
+    return _draw(units, hide, rng)[0]
+
+
+def draw_merged(units: Units, hide: Hide, rng: np.random.Generator) -> tuple[Array, Laid]:
+    """Fates ``[N]``, and what is shown when each hidden or swapped run shrinks to one unit.
+
+    Positions close up: shown units stand as close as the clean ones do.
+    """
+    fate, lots, empty = _draw(units, hide, rng)
+    changed = (fate == Fate.HIDE) | (fate == Fate.SWAP)
+    goes_on = np.zeros(len(units), bool)
+    goes_on[1:] = changed[1:] & changed[:-1] & (lots[1:] == lots[:-1])
+    place = np.flatnonzero(~goes_on)
+    shown = fate[place]
+    inserts = min(empty, len(units) - len(place))
+    if inserts:
+        # a mask goes before a maskable unit, never before <s> or after </s>
+        before = rng.choice(np.flatnonzero(units.maskable[place]), size=inserts)
+        before.sort()
+        place = np.insert(place, before, place[before])
+        shown = np.insert(shown, before, np.int8(Fate.HIDE))
+    return fate, Laid(place, shown, _closed_up(units.position, place))
+
+
+def follow(fate: Array, positions: Array) -> Laid:
+    """The units that stand before a selected one; the first alone where none is selected."""
+    place = np.flatnonzero(fate[1:] != Fate.KEEP)
+    place = place if len(place) else np.zeros(1, np.int64)
+    return Laid(place, np.zeros(len(place), np.int8), positions[place])
+
+
+def _closed_up(position: Array, place: Array) -> Array:
+    """Positions that go up by one, and restart where the clean ones do (a second passage)."""
+    stretch = np.zeros(len(position), np.int64)
+    stretch[1:] = np.cumsum(position[1:] != position[:-1] + 1)
+    mine = stretch[place]
+    rank = np.arange(len(place))
+    first = np.searchsorted(mine, mine)
+    begins = np.searchsorted(stretch, mine)
+    return position[begins] + rank - first
+
+
+def _draw(units: Units, hide: Hide, rng: np.random.Generator) -> tuple[Array, Array, int]:
+    """Fates ``[N]``, the lot (unit, group, run) each unit was drawn with, and empty runs drawn."""
+    fate, lot, empty = np.zeros(len(units), np.int8), np.full(len(units), -1, np.int64), 0
+    maskable = units.maskable
+    if hide.last and maskable.any():
+        maskable = maskable.copy()
+        maskable[-1] = True
+    places = np.flatnonzero(maskable)
     if len(places) == 0:
-        return fate
+        return fate, lot, empty
     if hide.by == "unit":
         lots = np.arange(len(places))
     elif hide.by == "group":
         lots = np.unique(units.group[places], return_inverse=True)[1]
+    elif hide.by == "segment":
+        lots = _segment(len(places), hide, rng)
+    elif hide.whole:
+        words = np.unique(units.group[places], return_inverse=True)[1]
+        lots, empty = _spans(int(words.max()) + 1, hide, rng)
+        lots = lots[words]
     else:
-        lots = _spans(len(places), hide, rng)
+        lots, empty = _spans(len(places), hide, rng)
     count = int(lots.max()) + 1
-    if hide.by == "span":
+    if hide.by in ("span", "segment"):
         # lot 0 is what no run covers; runs are numbered from 1
         selected = np.arange(count) > 0
     else:
@@ -122,20 +226,45 @@ def draw_fates(units: Units, hide: Hide, rng: np.random.Generator) -> Array:
         draw < hide.show, Fate.SHOW, np.where(draw < hide.show + hide.swap, Fate.SWAP, Fate.HIDE)
     )
     fate[places] = np.where(selected, chosen, Fate.KEEP)[lots]
-    return fate
+    lot[places] = lots
+    return fate, lot, empty
 
 
-def _spans(n: int, hide: Hide, rng: np.random.Generator) -> Array:
-    """Number of the run that covers each of n places, 0 for none; covers ``rate`` of them."""
+def _budget(n: int, hide: Hide) -> int:
+    return max(min(hide.at_least, n), round(hide.rate * n))
+
+
+def _segment(n: int, hide: Hide, rng: np.random.Generator) -> Array:
+    """One run over ``rate`` of n places: 0 outside, then a number for each unit of it."""
     lots = np.zeros(n, np.int64)
-    budget = max(min(hide.at_least, n), round(hide.rate * n))
-    covered = run = 0
+    size = _budget(n, hide)
+    where = rng.random()
+    start = 0 if where < 0.2 else n - size if where < 0.4 else int(rng.integers(n - size + 1))
+    lots[start : start + size] = np.arange(1, size + 1)
+    return lots
+
+
+def _spans(n: int, hide: Hide, rng: np.random.Generator) -> tuple[Array, int]:
+    """Number of the run that covers each of n places, 0 for none, and how many runs were empty.
+
+    The runs cover ``rate`` of the places; the last is cut to fit.
+    """
+    lots = np.zeros(n, np.int64)
+    budget = _budget(n, hide)
+    covered = run = empty = 0
     while covered < budget:
-        size = min(int(rng.geometric(1 / hide.span)), 10, budget - covered)
+        size = min(_length(hide, rng), hide.longest, budget - covered)
+        if size == 0:
+            empty += hide.insert
+            continue
         start = int(rng.integers(0, n - size + 1))
         free = np.flatnonzero(lots[start : start + size] == 0) + start
         if len(free):
             run += 1
             lots[free] = run
             covered += len(free)
-    return lots
+    return lots, empty
+
+
+def _length(hide: Hide, rng: np.random.Generator) -> int:
+    return int(rng.geometric(1 / hide.span) if hide.law == "geometric" else rng.poisson(hide.span))

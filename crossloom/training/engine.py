@@ -28,6 +28,9 @@ class Engine(Protocol):
     model: CrossloomModel
     """The bare model."""
 
+    def expect(self, batch: Batch) -> None:
+        """Begin to bring a batch to the device, ahead of the step that runs it."""
+
     def step(self, number: int, batches: Sequence[Batch], counts: Mapping[str, float]) -> Sums:
         """Forward and backward over the batches, then one update.
 

@@ -192,6 +192,7 @@ class _Run:
         while step < recipe.steps:
             waited = time.perf_counter()
             mine = next(batches)
+            self.engine.expect(mine[0])
             waited = time.perf_counter() - waited
             for batch in mine:
                 quarantine.add(step + 1, batch.defects)
@@ -208,6 +209,7 @@ class _Run:
                 units=sum(b.units for b in mine),
                 bad=sum(len(b.defects) for b in mine),
                 flops=self._flops(mine),
+                fill=[b.fill for b in mine],
             )
             last = step == recipe.steps or stopping
             losses: Losses = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,18 @@ class Meters:
         self.numbers: dict[str, float] = defaultdict(float)
         self.began = time.perf_counter()
 
-    def add(self, sums: Sums, counts: dict[str, float], **numbers: float) -> None:
-        """Take in one step: local sums, global counts, and local numbers to sum."""
+    def add(
+        self,
+        sums: Sums,
+        counts: dict[str, float],
+        fill: Sequence[Mapping[str, tuple[int, int]]] = (),
+        **numbers: float,
+    ) -> None:
+        """Take in one step: local sums, global counts, and local numbers to sum.
+
+        ``fill`` is that of each batch (:class:`~crossloom.batch.Batch`), of the same streams on
+        all processes.
+        """
         for name, meters in sums.items():
             for meter, value in meters.items():
                 mine = self.sums[name]
@@ -38,6 +49,10 @@ class Meters:
             self.counts[name] += count
         for name, number in numbers.items():
             self.numbers[name] += number
+        for one in fill:
+            for stream, (units, room) in one.items():
+                self.numbers[f"units/{stream}"] += units
+                self.numbers[f"room/{stream}"] += room
 
     def skip(self, seconds: float) -> None:
         """Leave time out of the rates: it was spent on something else than training."""
@@ -47,7 +62,8 @@ class Meters:
         """Means by ``objective/meter`` and rates, over all processes; then a new stretch begins.
 
         ``examples_per_second`` and ``units_per_second`` are of all processes, ``waiting`` is the
-        share of time spent waiting for data, averaged over processes.
+        share of time spent waiting for data, averaged over processes; ``fill/STREAM`` how long
+        examples are, as a share of the most that the stream allows.
         """
         elapsed = time.perf_counter() - self.began
         names = [
@@ -72,6 +88,8 @@ class Meters:
         out["flops_per_second"] = found.get("flops", 0.0) / elapsed / self.environment.world
         out["seconds_per_step"] = elapsed / max(steps, 1.0)
         out["bad"] = found.get("bad", 0.0)
+        rooms = {n.removeprefix("room/"): x for n, x in found.items() if n.startswith("room/")}
+        out |= {f"fill/{s}": found[f"units/{s}"] / room for s, room in rooms.items() if room}
         if "step" in self.sums:
             out["gradient_norm"] = float(self.sums["step"]["norm"]) / max(steps, 1.0)
         self.reset()

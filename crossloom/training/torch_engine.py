@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from crossloom.batch import Batch
 from crossloom.models.model import CrossloomModel
+from crossloom.training.copies import Copies
 from crossloom.training.engine import Sums, add
 from crossloom.training.environment import Environment, seed_torch
 from crossloom.training.optim import freeze, make_optimiser
@@ -37,11 +38,16 @@ class TorchEngine:
             name = "forward_sync_buffers" if "forward_sync_buffers" in known else _BEFORE
             settings: dict[str, Any] = {"gradient_as_bucket_view": True, name: False}
             self.wrapped = DistributedDataParallel(self.model, **settings)
+        self.copies = Copies(environment.device)
         self.optimiser = make_optimiser(self.model, recipe.optim)
         self.weights = {o: x.weight for o, x in recipe.objectives.items()}
         self.ema: dict[str, Tensor] = {}
         if recipe.ema:
             self.ema = {n: p.detach().clone() for n, p in self._trained()}
+
+    def expect(self, batch: Batch) -> None:
+        """See :class:`~crossloom.training.engine.Engine`."""
+        self.copies.begin(batch)
 
     def step(self, number: int, batches: Sequence[Batch], counts: Mapping[str, float]) -> Sums:
         """See :class:`~crossloom.training.engine.Engine`."""
@@ -50,10 +56,13 @@ class TorchEngine:
         self._set_rates(number)
         total: Sums = {}
         for place, batch in enumerate(batches):
+            here = self.copies.take(batch)
+            for following in batches[place + 1 : place + 2]:
+                self.expect(following)
             last = place == len(batches) - 1
             sync = nullcontext() if last or self.wrapped is self.model else self.wrapped.no_sync()  # type: ignore[operator]
             with sync:
-                sums = self._backward(batch, counts)
+                sums = self._backward(here, counts)
             add(total, sums)
         clip = self.recipe.optim.clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
@@ -78,10 +87,9 @@ class TorchEngine:
         return total
 
     def _backward(self, batch: Batch, counts: Mapping[str, float]) -> Sums:
-        device = self.environment.device
         bf16 = self.recipe.precision == "bf16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            sums: Sums = self.wrapped(batch.to(device))
+        with torch.autocast(self.environment.device.type, torch.bfloat16, enabled=bf16):
+            sums: Sums = self.wrapped(batch)
         # sums over the global counts; DDP will divide by the number of processes
         parts = [
             sums[o]["loss"] * (self.weights[o] * self.environment.world / max(counts[o], 1.0))

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from network import serving
+from network import Hub, Relay, Store, serving
 
 from crossloom.data_pipelines import cache, remote
 from crossloom.data_pipelines.check import write_indexes
@@ -402,6 +402,10 @@ def test_a_failing_pipe_ends_with_its_last_words(monkeypatch):
         open_shards("pipe:sleep 30")
 
 
+#: Each stalled request costs the patience of one.
+STALLS_LAST = ("error", "cut", "reset", "slow", "refuse", "stall")
+
+
 @pytest.fixture
 def bucket(monkeypatch):
     pytest.importorskip("s3fs")
@@ -439,6 +443,68 @@ def test_buckets_are_read_listed_and_missing_ones_named(bucket, store, tmp_path)
         open_shards("s3://data/none.tar")
     with pytest.raises(ShardError, match="no such shards"):
         open_shards("s3://data/other/*.tar")
+
+
+def test_one_request_in_ten_to_a_bucket_failing_changes_nothing(
+    bucket, store, tmp_path, monkeypatch
+):
+    for path in sorted(store.glob("*.tar")):
+        bucket.upload_file(str(path), "data", f"set/{path.name}")
+    monkeypatch.setenv("CROSSLOOM_PATIENCE", "20")  # a busy machine answers late
+    address = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
+    with serving(address, handler=Relay) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        server.every, server.harms = 10, STALLS_LAST
+        found = batches(recipe_of(store, "s3://data/set/train-*.tar"), 30)
+        assert set(server.harmed) == set(STALLS_LAST), server.harmed
+        assert len(server.harmed) == len(server.asked) // 10
+    for one, other in zip(batches(recipe_of(store), 30), found, strict=True):
+        same(one, other)
+
+
+@pytest.fixture
+def cloud(monkeypatch):
+    """Points gcsfs to a server on this machine."""
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    pytest.importorskip("gcsfs")
+    return lambda server: monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Points huggingface_hub to a server on this machine."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    usual = constants.ENDPOINT
+
+    def point(server):
+        for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
+            told = getattr(constants, name).replace(usual, server.url)
+            monkeypatch.setattr(constants, name, told)
+
+    return point
+
+
+@pytest.mark.parametrize(
+    ("where", "handler", "address"),
+    [("cloud", Store, "gs://data"), ("hub", Hub, "hf://datasets/our/set")],
+)
+def test_one_request_in_ten_to_other_stores_failing_changes_nothing(
+    where, handler, address, store, tmp_path, monkeypatch, request
+):
+    folder = copy_of(store, tmp_path / "served", 12)
+    monkeypatch.setenv("CROSSLOOM_PATIENCE", "20")  # a busy machine answers late
+    with serving(folder, handler=handler) as server:
+        request.getfixturevalue(where)(server)
+        server.every, server.harms = 10, STALLS_LAST
+        found = batches(recipe_of(store, f"{address}/train-*.tar"), 30)
+        assert len(server.harmed) == len(server.asked) // 10
+        assert set(server.harmed) >= {"error", "cut", "reset"}, server.harmed
+        with pytest.raises(ShardError, match="none"):
+            open_shards(f"{address}/none.tar")
+    near = recipe_of(store, "train-0000{00..11}.tar")
+    for one, other in zip(batches(near, 30), found, strict=True):
+        same(one, other)
 
 
 def test_training_from_a_bucket_equals_training_from_the_disk(bucket, store, tmp_path):

@@ -10,8 +10,9 @@ paragraph, and an empty line ends a document::
     sw.txt.xz               zh-Hans.txt.xz   zh-Hant.txt.xz   bn_rom.txt.xz …
 
 The input is a folder of such files, or one of them. Each document becomes a sample with a text for
-each paragraph, ``{"texts": {"en": ["A dog waits by the gate.", "Nobody comes."]}}``: with the
-reader ``texts`` a paragraph is drawn at each visit, and with ``all_texts`` every one is an example.
+each paragraph, ``{"texts": {"en": ["A dog waits by the gate.", "Nobody comes."]}}``: the reader
+``blocks`` cuts it into examples as long as the model takes; with the reader ``texts`` a paragraph
+is drawn at each visit, and with ``all_texts`` every one is an example.
 ``zh-Hans`` is ``zh``, ``zh-Hant`` ``zh-hant``; romanised text keeps its mark (``bn-rom``).
 
 Documents are kept whole, up to ``longest`` characters (1,000,000): longer ones go on in further

@@ -18,6 +18,7 @@ from crossloom.data_pipelines.write import (
     ShardSet,
     TextError,
     find_shards,
+    recover,
 )
 
 #: Called with the samples done and, when known, how many there will be.
@@ -114,6 +115,7 @@ class Conversion:
         self._counts: dict[str, Counter[str]] = {}
         self._skipped: dict[str, list[Any]] = {}
         out = Path(out)
+        recover(out)
         if not overwrite and (found := find_shards(out)):
             raise SourceError(
                 f"{found[0]}: {out} already holds shards; give another folder, or replace them "

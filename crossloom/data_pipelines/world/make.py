@@ -107,6 +107,9 @@ def write_world(
     ]
     try:
         _run(jobs, processes or os.cpu_count() or 1, progress)
+        known.unlink(
+            missing_ok=True
+        )  # a run that is killed here leaves no world that says it is one
         for old in [*out.glob("*.tar"), *out.glob("*.index.json")]:
             old.unlink()
         for shard in sorted(staging.iterdir()):

@@ -139,7 +139,7 @@ def test_butd(tmp_path: Path, columns: int) -> None:
             units = spec.decode(samples[key], keyed_rng("test"))
             assert (units.targets["class"] == found["labels"] - 1).all()
             assert (units.targets["attribute"] == found["attributes"]).all()
-            assert np.allclose(units.targets["confidence"], sure, atol=1e-3)
+            assert np.allclose(units.targets["class.trust"], sure, atol=1e-3)
     if columns == 10:  # it starts a process
         assert check_shards(str(tmp_path / "out"), processes=1).defects == {}
 

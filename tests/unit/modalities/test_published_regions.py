@@ -315,15 +315,15 @@ def test_attributes_and_confidences_are_beside_the_classes():
     units = spec.decode(member(3, **arrays), RNG)
     chance = units.targets["classes"]
     assert units.targets["attribute"].tolist() == [-1, 5, -1, 0]
-    assert np.allclose(units.targets["confidence"], [0, chance[1, 1], chance[2, 3], chance[3, 2]])
-    assert units.targets["attribute_confidence"].tolist() == [0, 1, 1, 1]
+    assert np.allclose(units.targets["class.trust"], [0, chance[1, 1], chance[2, 3], chance[3, 2]])
+    assert units.targets["attribute.trust"].tolist() == [0, 1, 1, 1]
     arrays |= {
         "confidence": np.array([0.25, 0.5, 1]),
         "attribute_confidence": np.array([0, 0.5, 1]),
     }
     units = spec.decode(member(3, **arrays), RNG)
-    assert units.targets["confidence"].tolist() == [0, 0.25, 0.5, 1]
-    assert units.targets["attribute_confidence"].tolist() == [0, 0, 0.5, 1]
+    assert units.targets["class.trust"].tolist() == [0, 0.25, 0.5, 1]
+    assert units.targets["attribute.trust"].tolist() == [0, 0, 0.5, 1]
     assert spec.predictable()["attribute"].dim == 6
     check_modality(spec, member(3, **arrays))
 
@@ -335,11 +335,11 @@ def test_background_need_not_be_a_class():
     assert units.targets["class"].tolist() == [0, 0, 2]
     third = [1 / 3] * 3
     assert np.allclose(units.targets["classes"], [[0.5, 0.5, 0], third, [0.2, 0.2, 0.6]])
-    assert np.allclose(units.targets["confidence"], [0.25, 0, 0.6])
+    assert np.allclose(units.targets["class.trust"], [0.25, 0, 0.6])
     units = spec.decode(member(3, probabilities=None, labels=np.array([0, 3, 1])), RNG)
     assert units.targets["class"].tolist() == [-1, 2, 0]
     assert np.allclose(units.targets["classes"], [third, [0, 0, 1], [1, 0, 0]])
-    assert units.targets["confidence"].tolist() == [0, 1, 1]
+    assert units.targets["class.trust"].tolist() == [0, 1, 1]
     with pytest.raises(BadSample, match=r"labels are 0\.\.4; expected 0\.\.3"):
         spec.decode(member(3, labels=np.array([0, 4, 1])), RNG)
     check_modality(spec, member(3))

@@ -9,13 +9,13 @@ import torch
 from crossloom.data_pipelines.collate import Collator
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.source import Source
-from crossloom.objectives.presets import itc_queue, mrc
+from crossloom.objectives.presets import itc_queue, itm_hard, mrc
 from crossloom.objectives.view import Hide
 from crossloom.testing.recipes import STREAMS, tiny_recipe
 from crossloom.training import checkpoint
 from crossloom.training.environment import start
 from crossloom.training.loop import train
-from crossloom.training.recipe import from_yaml, to_yaml
+from crossloom.training.recipe import RecipeError, from_yaml, to_yaml
 from crossloom.training.run import load_weights, make_model
 
 SWAPPED = Hide(rate=0.3, show=0.1, swap=0.3)
@@ -99,3 +99,9 @@ def test_slow_copies_borrow_from_slow_copies(recipe):
     names = [n for n, _ in model.named_parameters()]
     assert len(names) == len(set(names))
     assert not [n for n in names if n.startswith("slow.embed.image.norm")]
+
+
+def test_pairs_are_not_made_anew_where_words_see_the_image(recipe):
+    mined = recipe.objectives | {"itm": replace(itm_hard(), pool="mean")}
+    with pytest.raises(RecipeError, match=r"objectives.itm.mined: 'text' is embedded with what"):
+        make_model(replace(recipe, objectives=mined).located())

@@ -1,0 +1,43 @@
+"""The packer of documents and sentences: a micro-batch's texts laid end to end and cut anew.
+
+Its buffer is the micro-batch, which is a function of its number alone; so is what comes out, and a
+run resumes exactly through it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from crossloom.data_pipelines.collate import Example
+from crossloom.modalities.modality import Modality
+
+
+def join(
+    examples: Sequence[Example], modalities: Mapping[str, Modality], streams: frozenset[str]
+) -> list[Example]:
+    """Uncut examples joined, language by language, to examples that fill the stream's limit.
+
+    Args:
+        examples: decoded by :meth:`~crossloom.modalities.modality.Modality.loose`.
+        modalities: by stream.
+        streams: the one stream that they have.
+
+    Returns:
+        Examples in place of those given, each with the key and labels of the one that it begins
+        in: ``KEY~0``, ``KEY~1``, …
+    """
+    (stream,) = streams
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(str(example.labels.get("language", "")), []).append(example)
+    made: Counter[str] = Counter()
+    out = []
+    for group in groups.values():
+        for number, units in modalities[stream].packed([e.units[stream] for e in group]):
+            first = group[number]
+            key = f"{first.key}~{made[first.key]}"
+            made[first.key] += 1
+            out.append(replace(first, key=key, units={stream: units}))
+    return out
