@@ -425,10 +425,12 @@ def evaluate(
 
     with counting(f"evaluate {task}") as watch:
         result = tuning.evaluate(task, run, start(device), assignments or [], watch=watch)
-    table = Table("metric", "value")
+    table = Table("metric", "value", title=f"{task} on {result.split}")
     for name, value in flat(result.metrics).items():
         table.add_row(name, f"{value:.4f}" if value % 1 else f"{value:.0f}")
     console.print(table)
+    for file in result.files:
+        console.print(f"wrote {run / 'results' / file}")
     if result.defects:
         console.print(f"{len(result.defects)} bad samples, listed in {run}/results/{task}.json")
 

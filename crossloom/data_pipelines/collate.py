@@ -131,6 +131,42 @@ def _swap(
     return {**content, **new}
 
 
+def exhibits(
+    example: Example,
+    view: View,
+    modalities: Mapping[str, Modality],
+    seed: int,
+    others: Sequence[Example],
+) -> tuple[Exhibit, ...]:
+    """All rows in which a view shows one example: as it is, then ``twice`` or ``against`` others.
+
+    Where no other example is on hand the rows against others repeat the example, and ``rivals`` of
+    what is shown is False.
+    """
+    first = exhibit(example, view, modalities, seed, others)
+
+    def again(units: Mapping[str, Units]) -> Exhibit:
+        shown = replace(example, units={**example.units, **units})
+        return exhibit(shown, view, modalities, seed, ())
+
+    if view.twice:
+        return first, again({s: example.units[o] for s, o in view.twice.items()})
+    if not view.against:
+        return (first,)
+    rivals = [o for o in others if o.sample != example.sample]
+    first = replace(first, shown=replace(first.shown, rivals=bool(rivals)))
+    if not rivals:
+        return (first,) * view.rows
+    rng = keyed_rng(seed, example.epoch, example.key, view.name, "against")
+    rows = []
+    for stream in dict.fromkeys(view.against):
+        # others are met again only when there are fewer of them than rows
+        count = view.against.count(stream)
+        chosen = [rivals[int(n)] for n in np.resize(rng.permutation(len(rivals)), count)]
+        rows += [again({stream: rival.units[stream]}) for rival in chosen]
+    return (first, *rows)
+
+
 @dataclass(frozen=True)
 class Collator:
     """Makes batches for a recipe's objectives."""
@@ -152,31 +188,33 @@ class Collator:
             examples: decoded examples, perhaps fewer than planned (bad ones are left out).
             drawn: the component's objectives; all others get a blank view and a blank aim.
             slots: examples planned for, which fixes the slots of objectives that gather.
-            others: False keeps every stream matched (evaluation).
+            others: False keeps every stream matched and shows none against others (evaluation).
         """
         views: dict[str, ViewBatch] = {}
-        exhibits: dict[str, list[Exhibit]] = {}
+        rows: dict[str, list[tuple[Exhibit, ...]]] = {}
         fill = dict.fromkeys(self.modalities, (0, 0))
         for name, objective in self.objectives.items():
             view = objective.view
-            if name not in drawn or not examples or view.name in exhibits:
+            if name not in drawn or not examples or view.name in rows:
                 continue
             pool = examples if others else ()
-            exhibits[view.name] = [
-                exhibit(e, view, self.modalities, self.seed, pool) for e in examples
+            seen = view if others else replace(view, against=())
+            rows[view.name] = [
+                exhibits(e, seen, self.modalities, self.seed, pool) for e in examples
             ]
-            views[view.name] = self._view(view, exhibits[view.name])
+            flat = [one for some in rows[view.name] for one in some]
+            views[view.name] = self._view(view, flat)
             for stream, those in views[view.name].streams.items():
                 units, room = fill[stream]
-                most = self.modalities[stream].longest() * len(examples)
+                most = self.modalities[stream].longest() * len(flat)
                 fill[stream] = (units + len(those.position), room + most)
         aims, counts = {}, {}
         for name, objective in self.objectives.items():
             view = objective.view
             if view.name not in views:
                 views[view.name] = self._blank_view(view)
-            active = name in drawn and view.name in exhibits
-            aims[name] = self._aim(objective, exhibits[view.name] if active else [], slots)
+            active = name in drawn and view.name in rows
+            aims[name] = self._aim(objective, rows[view.name] if active else [], slots)
             counts[name] = float(aims[name].weight.sum())
         ordered = {o.view.name: views[o.view.name] for o in self.objectives.values()}
         return Batch(
@@ -217,16 +255,21 @@ class Collator:
         fate = {s: np.zeros(len(u), np.int8) for s, u in units.items()}
         shown = Shown(key="", units=units, fate=fate, matched=True, labels={})
         exhibit = Exhibit(shown, {s: u.content for s, u in units.items()})
-        return self._view(replace(view, hide={}, follow={}), [exhibit])
+        return self._view(replace(view, hide={}, follow={}), [exhibit] * view.rows)
 
-    def _aim(self, objective: Objective, exhibits: Sequence[Exhibit], slots: int) -> AimBatch:
+    def _aim(
+        self, objective: Objective, rows: Sequence[tuple[Exhibit, ...]], slots: int
+    ) -> AimBatch:
+        # an example's aim is taken from, and points at, its first row
         index, value, trust, begin = [], [], [], 0
-        for number, one in enumerate(exhibits):
-            aim: Aim = objective.aim(one.shown)
-            index.append(aim.index + (begin if objective.scored else number))
+        for some in rows:
+            aim: Aim = objective.aim(some[0].shown)
+            index.append(aim.index + begin)
             value.append(aim.value)
             trust += [] if aim.trust is None else [aim.trust]
-            begin += len(one.shown.layout(objective.scored).place) if objective.scored else 0
+            scored = objective.scored
+            sizes = (len(x.shown.layout(scored).place) if scored else 1 for x in some)
+            begin += sum(sizes)
         count = sum(len(i) for i in index)
         fixed = objective.slots(slots)
         blanks = (fixed - count if fixed is not None else 0) or (1 if count == 0 else 0)

@@ -15,7 +15,7 @@ from typing import Any
 from crossloom.units import BadSample
 
 #: Fields of the common form; a json with one of them is taken as it is.
-_OWN = ("texts", "questions", "pairs", "statements", "spans")
+_OWN = ("texts", "questions", "pairs", "statements", "spans", "refers")
 _CAPTIONS = ("captions", "caption", "sentences", "annotations", "text", "translation")
 _LANGUAGE = ("language", "lang", "LANGUAGE")
 #: Two or three letters, and perhaps a script or region: ``de``, ``yue``, ``zh-Hant``, ``pt_BR``.

@@ -36,7 +36,7 @@ class Stack:
     ) -> None:
         self.parts, self.mixture, self.collator, self.examples = parts, mixture, collator, examples
         self._streams = {
-            name: frozenset(s for o in part.objectives for s in collator.objectives[o].view.streams)
+            name: frozenset(s for o in part.objectives for s in collator.objectives[o].view.decoded)
             for name, part in parts.items()
         }
 

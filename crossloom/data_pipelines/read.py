@@ -22,6 +22,8 @@ from crossloom.data_pipelines.stretches import Length, stretches
 from crossloom.data_pipelines.summary import Listed, one
 from crossloom.data_pipelines.tags import Tags
 from crossloom.data_pipelines.tars import UNREAD
+from crossloom.modalities.pictures import EXTENSIONS, image_size
+from crossloom.modalities.regions import read_arrays
 from crossloom.units import BadSample, Passage, Sample
 
 Labels = Mapping[str, Any]
@@ -328,6 +330,8 @@ class Questions(Reader):
 
     kind: ClassVar[str] = "questions"
     languages: tuple[str, ...] = ()
+    unanswered: bool = False
+    """Read questions without answers too: of tests whose answers are kept back."""
     tags: Tags | None = None
     """Object tags, given as another text, ``"tags"``."""
 
@@ -349,7 +353,10 @@ class Questions(Reader):
         language = found[int(rng.integers(len(found)))]
         passage = Passage(language, _text(question["text"][language], "questions.text"))
         labels = {
-            "answers": _field(question, "answers"),
+            "answers": question.get("answers", {})
+            if self.unanswered
+            else _field(question, "answers"),
+            "id": str(question.get("id", "")),
             "kind": question.get("kind", ""),
             "language": language,
             "text": passage.text,
@@ -388,7 +395,7 @@ class Pairs(Reader):
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
-        """``text`` is premise (if there is one) and hypothesis; labels ``label``, ``language``."""
+        """``text`` is premise (if any) and hypothesis; labels ``label``, ``language``, ``id``."""
         pairs = _field(sample_json(members), "pairs")
         if self.all_languages:
             item, number = divmod(item, len(self.languages))
@@ -405,6 +412,7 @@ class Pairs(Reader):
         )
         labels = {
             "label": _field(pairs[item], "label"),
+            "id": str(pairs[item].get("id", "")),
             "language": language,
             "premise": passages[0].text if len(passages) > 1 else "",
             "hypothesis": passages[-1].text,
@@ -412,6 +420,81 @@ class Pairs(Reader):
         return {**members, "text": passages}, labels
 
 
+@dataclass(frozen=True, kw_only=True)
+class Refers(Reader):
+    """Each expression that refers to a box of the picture is an example."""
+
+    kind: ClassVar[str] = "refers"
+    languages: tuple[str, ...] = ()
+
+    def items(self, entry: Entry) -> int:
+        """The number of expressions."""
+        return entry.items.get("refers", 0)
+
+    def total(self, listed: Listed) -> int | None:
+        """The number of expressions."""
+        return listed.items.get("refers", 0)
+
+    def read(
+        self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
+    ) -> tuple[Sample, Labels]:
+        """``text`` is the expression.
+
+        Labels: ``box`` (corners in 0..1), ``size`` (width and height of the picture in pixels),
+        ``id``, ``kind``, ``language``, ``text``.
+        """
+        content = sample_json(members)
+        refer = _field(content, "refers")[item]
+        found = _choose(_field(refer, "text"), self.languages, "refers.text")
+        language = found[int(rng.integers(len(found)))]
+        passage = Passage(language, _text(refer["text"][language], "refers.text"))
+        width, height = _picture_size(content, members)
+        x1, y1, x2, y2 = (float(x) for x in _field(refer, "box"))
+        labels = {
+            "box": [x1 / width, y1 / height, x2 / width, y2 / height],
+            "size": [width, height],
+            "id": str(refer.get("id", "")),
+            "kind": refer.get("kind", ""),
+            "language": language,
+            "text": passage.text,
+        }
+        return {**members, "text": (passage,)}, labels
+
+
+def _picture_size(content: Mapping[str, Any], members: Mapping[str, bytes]) -> tuple[float, float]:
+    """Width and height in pixels: as the json says, else the picture, else the regions."""
+    if content.get("size"):
+        return float(content["size"]["width"]), float(content["size"]["height"])
+    for name in EXTENSIONS:
+        if name in members:
+            return image_size(members[name], name)
+    size = read_arrays(members, "regions.npz").get("size")
+    if size is None or size.size != 2:
+        raise BadSample("missing field", "json has no 'size' of the picture, which boxes need")
+    return float(size[0]), float(size[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(Reader):
+    """The sample's one class: a ``cls`` member (a number from 0), or the json's ``label``."""
+
+    kind: ClassVar[str] = "labelled"
+
+    def read(
+        self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
+    ) -> tuple[Sample, Labels]:
+        """The members as they are; label ``label``, a string."""
+        label: Any
+        if "cls" in members:
+            label = members["cls"].decode("utf-8", "replace").strip()
+        else:
+            label = sample_json(members).get("label")
+        if not isinstance(label, (str, int)) or isinstance(label, bool) or label == "":
+            found = ", ".join(sorted(members))
+            raise BadSample("missing field", f"no cls, and no 'label' in json; it has {found}")
+        return dict(members), {"label": str(label)}
+
+
 READERS: Mapping[str, type[Reader]] = {
-    r.kind: r for r in (Plain, Texts, Blocks, Parallel, Questions, Pairs)
+    r.kind: r for r in (Plain, Texts, Blocks, Parallel, Questions, Pairs, Refers, Labelled)
 }

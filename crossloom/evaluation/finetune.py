@@ -32,7 +32,7 @@ def make_task(name: str, assignments: Sequence[str] = ()) -> tuple[Task, list[st
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if equals and key in own:
-            mine[key] = yaml.safe_load(value)
+            mine[key] = _value(value)
         else:
             rest.append(assignment)
     cls.__pydantic_config__ = ConfigDict(extra="forbid")
@@ -40,6 +40,14 @@ def make_task(name: str, assignments: Sequence[str] = ()) -> tuple[Task, list[st
         return TypeAdapter(cls).validate_python(mine), rest
     except ValidationError as error:
         raise RecipeError(f"task {name}: {explain(error, cls)}") from None
+
+
+def _value(text: str) -> Any:
+    """What YAML says a text is, or the text: of shards ``{dev,test}-*.tar`` is no mapping."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def finetune_recipe(task: Task, run: str | Path, *, scratch: bool, data: str = "") -> Recipe:
@@ -106,6 +114,7 @@ def evaluate(
     if fresh:
         raise RecipeError(f"{file}: lacks {fresh[0]}; was it made by another recipe?")
     result = task.evaluate(model.to(environment.device), recipe, watch)
+    result = replace(result, split=task.split(recipe))
     if environment.main:
         folder = run / "results"
         folder.mkdir(exist_ok=True)
@@ -114,7 +123,12 @@ def evaluate(
 
 
 def _write(folder: Path, name: str, result: Result) -> None:
-    body: dict[str, Any] = {"metrics": result.metrics, "bad": [list(d) for d in result.defects]}
+    body: dict[str, Any] = {
+        "split": result.split,
+        "metrics": result.metrics,
+        "files": list(result.files),
+        "bad": [list(d) for d in result.defects],
+    }
     write_atomically(folder / f"{name}.json", json.dumps(body, indent=1, ensure_ascii=False))
     lines = (json.dumps(r, ensure_ascii=False) for r in result.records)
     write_atomically(folder / f"{name}.records.jsonl", "\n".join(lines) + "\n")

@@ -32,6 +32,27 @@ def recall(ranks: Array, cutoffs: Sequence[int] = (1, 5, 10)) -> dict[str, float
     return out | {"median_rank": float(np.median(ranks))}
 
 
+def run_lines(
+    scores: Array, queries: Sequence[str], candidates: Sequence[str], depth: int, name: str
+) -> str:
+    """A ranking in the form of TREC: ``query Q0 candidate rank score name``, a line each.
+
+    Args:
+        scores: ``[Q, C]``, higher is better.
+        queries, candidates: their names; spaces become ``_``, since they part the columns.
+        depth: candidates listed for each query, the best first.
+        name: of what ranked them.
+    """
+    plain = ["_".join(c.split()) for c in candidates]
+    label = "_".join(name.split())
+    lines = []
+    for query, row in zip(queries, scores, strict=True):
+        asked = "_".join(query.split())
+        for rank, number in enumerate(np.argsort(-row, kind="stable")[:depth], 1):
+            lines.append(f"{asked} Q0 {plain[number]} {rank} {row[number]:.6g} {label}\n")
+    return "".join(lines)
+
+
 def mean_by(values: Sequence[float], groups: Sequence[str]) -> dict[str, float]:
     """Mean of the values in each group, groups in sorted order."""
     found: dict[str, list[float]] = {}

@@ -40,7 +40,7 @@ class _Chunks(Dataset[Any]):
     ) -> None:
         self.source, self.collator, self.objectives, self.size = source, collator, objectives, size
         self.places = source.places()
-        self.streams = frozenset(s for o in objectives for s in collator.objectives[o].view.streams)
+        self.streams = frozenset(s for o in objectives for s in collator.objectives[o].view.decoded)
 
     def __len__(self) -> int:
         return -(-len(self.places) // self.size)

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.read import Texts
 from crossloom.data_pipelines.source import Defect
-from crossloom.evaluation.metrics import best_ranks, recall
-from crossloom.evaluation.predict import evaluation_collator, predict, run, shown
-from crossloom.evaluation.task import Budget, Result, Task, Watch, other_stream
+from crossloom.evaluation.features import features, read_examples
+from crossloom.evaluation.metrics import best_ranks, recall, run_lines
+from crossloom.evaluation.predict import evaluation_collator, run, shown
+from crossloom.evaluation.task import (
+    Budget,
+    Result,
+    Task,
+    Watch,
+    other_stream,
+    pooled_streams,
+    split_of,
+)
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.contrast import ContrastHead
 from crossloom.objectives.objective import Objective
 from crossloom.objectives.presets import itc, itm
+from crossloom.objectives.rank import Rank
+from crossloom.objectives.view import View
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe, RecipeError
 from crossloom.units import Array
+
+BOTH = ("text_to_image", "image_to_text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +42,15 @@ class Retrieval(Task):
 
     Every text of the languages tested is a query (and a candidate); every sample an image. A model
     with a contrastive head ranks by cosine, and its matching head (if it has one) ranks the best
-    ``rerank`` of each query again; a model with a matching head alone scores every pair.
+    ``rerank`` of each query again; a model with a matching head alone scores every pair. A run can
+    be evaluated as it was pre-trained (zero-shot), or fine-tuned as ``by`` says.
 
     Metrics: ``text_to_image`` and ``image_to_text`` with ``r1``, ``r5``, ``r10``, ``median_rank``;
-    ``dual_encoder`` with the same before reranking; ``images``, ``texts``.
+    ``dual_encoder`` with the same before reranking; ``images``, ``texts``. An image is found with
+    any of its texts. Rankings are written as TREC runs (query, Q0, candidate, rank, score, name).
+
+    Protocols: Flickr30k and COCO's 5k with ``texts=0`` (all five captions); COCO's 1k with
+    ``texts=0 fold=1000`` (the mean over folds of 1,000 images).
     """
 
     kind: ClassVar[str] = "retrieval"
@@ -44,18 +61,31 @@ class Retrieval(Task):
     }
     image: str = ""
     """The stream searched; the one beside the text when empty."""
+    by: Literal["contrast", "choice", "triplet"] = "contrast"
+    """How fine-tuning trains. ``contrast``: a contrastive and a matching head (ALBEF). ``choice``:
+    the right pair among ``others`` with another text or image (ViLBERT: 3). ``triplet``: by a
+    margin above each of them (UNITER: 2)."""
+    others: int = 3
+    """Wrong pairs that each right one is compared with, images and texts by turns."""
+    hard: int = 0
+    """Train on so many of the ``others`` only, those that the model itself scores highest (UNITER's
+    hard negatives: 31 of 399); 0 for all."""
     languages: tuple[str, ...] = ()
     """Languages trained on; empty for all."""
     tested: tuple[str, ...] = ("en",)
     """Languages of the test queries."""
     texts: int = 1
-    """Texts of each sample and language used in the test."""
+    """Texts of each sample and language used in the test; 0 for all."""
     limit: int = 0
     """Samples tested; 0 for all."""
+    fold: int = 0
+    """Images that are searched together; metrics are means over such folds. 0 for all in one."""
     rerank: int = 16
     """Candidates that the matching head scores for each query."""
     dim: int = 128
-    """Of the common space."""
+    """Of the common space, where the recipe has no contrastive head yet."""
+    depth: int = 100
+    """Candidates listed for each query in the files."""
     budget: Budget = field(default_factory=lambda: Budget(steps=2000, optim=Optim(rate=1e-4)))
 
     def streams(self, recipe: Recipe) -> tuple[str, ...]:
@@ -63,102 +93,153 @@ class Retrieval(Task):
         return (self.text, self.image or other_stream(recipe, self.text))
 
     def objectives(self, recipe: Recipe) -> Mapping[str, Objective]:
-        """Contrast and matching; heads that pre-training has are taken over by name."""
+        """Contrast and matching, or ranking; heads of pre-training are taken over by name."""
         streams = self.streams(recipe)
-        given = recipe.objectives.get("itm")
-        taken = given is not None and given.kind == "match" and given.view.streams == streams
-        taken = taken and given is not None and set(given.beside) <= {"itc"}
-        match = given if given and taken else itm(streams, mismatch=streams[1])
+        found = {
+            o.kind: (name, replace(o, shares=""))  # whose part it shared is left behind
+            for name, o in recipe.objectives.items()
+            if set(o.view.streams) == set(streams) and not o.view.hide
+        }
+        fresh = itc((streams[0], streams[1]), dim=self.dim, pool="mean")
+        contrast = found.get("contrast", ("itc", fresh))
+        name, match = found.get("match", ("itm", itm(streams, mismatch=streams[1])))
+        if not set(match.beside) <= {contrast[0]}:  # what it was mined with is not here
+            match = itm(streams, mismatch=streams[1])
+        if self.by == "contrast":
+            # two towers do not read each other: there is nothing to match
+            towers = "contrast" in found and "match" not in found
+            return dict([contrast] if towers else [contrast, (name, match)])
+        turns = (streams[1], streams[0]) * self.others
         return {
-            "itc": itc((streams[0], streams[1]), dim=self.dim, pool="mean"),
-            "itm": match,
+            name: Rank(
+                view=View(name="rank", streams=streams, against=turns[: self.others]),
+                form="softmax" if self.by == "choice" else "triplet",
+                hard=self.hard,
+                pooled=pooled_streams(recipe, streams, self.text),
+                pool=getattr(match, "pool", "first"),
+                combine=getattr(match, "combine", "product"),
+            )
         }
 
     def component(self, recipe: Recipe) -> Component:
         """A text of each sample in a language drawn anew each time."""
         reader = Texts(languages=self.languages)
-        return Component(shards=self.train, reader=reader, objectives=("itc", "itm"))
+        names = tuple(self.objectives(recipe))
+        return Component(shards=self.train, reader=reader, objectives=names)
 
     def evaluate(self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None) -> Result:
         """Rank all texts and images of the test shards."""
-        both_streams = set(self.streams(recipe))
+        heads = self._heads(recipe)
+        text, image = self.streams(recipe)
+        texts, images, defects = self._read(recipe, watch)
+        vectors = None
+        if "contrast" in heads:
+            name = heads["contrast"]
+            vectors = (
+                features(model, recipe, name, text, texts).numpy(),
+                features(model, recipe, name, image, images).numpy(),
+            )
+        place = {example.sample: number for number, example in enumerate(images)}
+        owner = np.array([place[t.sample] for t in texts])
+        size = self.fold or len(images)
+        metrics, records, lines = [], [], dict.fromkeys(BOTH, "")
+        for first in range(0, len(images), size):
+            rows = np.flatnonzero((owner >= first) & (owner < first + size))
+            some, pictures = [texts[n] for n in rows], images[first : first + size]
+            mine = (owner[rows] - first).tolist()
+            stages = {}
+            if vectors is not None:
+                cosine = vectors[0][rows] @ vectors[1][first : first + size].T
+                stages["dual_encoder"] = dict(zip(BOTH, (cosine, cosine.T), strict=True))
+            if "match" in heads:
+                scorer = _Scorer(model, recipe, heads["match"], (text, image), some, pictures)
+                before = _log_odds(model, heads, stages["dual_encoder"]) if stages else None
+                stages["matched"] = scorer.rerank(before, self.rerank, watch)
+            metrics.append({k: _score(v, mine) for k, v in stages.items()})
+            last = stages[list(stages)[-1]]
+            records += _records(last["text_to_image"], some, mine, pictures)
+            keys = dict(
+                zip(BOTH, ([t.key for t in some], [p.sample for p in pictures]), strict=True)
+            )
+            for asked, found in (BOTH, BOTH[::-1]):
+                lines[asked] += run_lines(
+                    last[asked], keys[asked], keys[found], self.depth, recipe.name
+                )
+        means = {k: _mean([m[k] for m in metrics]) for k in metrics[0]}
+        final = means.pop("matched", None) or means["dual_encoder"]
+        counts = {"images": len(images), "texts": len(texts), "folds": len(metrics)}
+        files = {f"retrieval.{way}.trec": text for way, text in lines.items()}
+        return Result({**counts, **means, **final}, records, defects, files)
+
+    def _heads(self, recipe: Recipe) -> dict[str, str]:
+        """Names of the contrastive and the matching objective over text and image."""
+        kinds = {"contrast": "contrast", "match": "match", "rank": "match"}
+        streams = set(self.streams(recipe))
         heads = {
-            o.kind: n
-            for n, o in recipe.objectives.items()
-            if o.kind in ("contrast", "match") and set(o.view.streams) == both_streams
+            kinds[o.kind]: name
+            for name, o in recipe.objectives.items()
+            if o.kind in kinds and set(o.view.streams) == streams
         }
         if not heads:
             raise RecipeError(
                 f"{recipe.name}: has no contrastive or matching objective over "
                 f"{' and '.join(self.streams(recipe))}"
             )
-        texts, owner, images, features, defects = self._gather(model, recipe, heads, watch)
-        relevant = [[t for t, o in enumerate(owner) if o == i] for i in range(len(images))]
-        metrics: dict[str, Any] = {"images": len(images), "texts": len(texts)}
-        if features is not None:
-            cosine = features[0] @ features[1].T
-            both = {"text_to_image": cosine, "image_to_text": cosine.T}
-            metrics["dual_encoder"] = _score(both, owner, relevant)
-        if "match" in heads:
-            scorer = _Scorer(model, recipe, heads["match"], self.streams(recipe), texts, images)
-            keep = self.rerank if features is not None else max(len(images), len(texts))
-            start = None
-            if features is not None:
-                head = model.heads[heads["contrast"]]
-                assert isinstance(head, ContrastHead)
-                scale = float(head.scale.detach().exp())
-                start = {name: scale * scores for name, scores in both.items()}
-            both = scorer.rerank(start, keep, watch)
-        metrics |= _score(both, owner, relevant)
-        return Result(metrics, _records(both["text_to_image"], texts, owner, images), defects)
+        return heads
 
-    def _gather(
-        self,
-        model: CrossloomModel,
-        recipe: Recipe,
-        heads: Mapping[str, str],
-        watch: Watch | None,
-    ) -> tuple[list[Example], list[int], list[Example], tuple[Array, Array] | None, list[Defect]]:
-        """Texts, whose image each tells of, images, and their features (if there is a head)."""
-        reader = Texts(languages=self.tested, all_texts=True)
-        component = Component(shards=self.test, reader=reader, objectives=())
-        source = self.source(recipe, component, self.test)
+    def _read(
+        self, recipe: Recipe, watch: Watch | None
+    ) -> tuple[list[Example], list[Example], list[Defect]]:
+        """The texts asked with, and the images, of the samples that have both."""
+        text, image = self.streams(recipe)
         defects: list[Defect] = []
-        names = (heads["contrast"],) if "contrast" in heads else (heads["match"],)
-        texts: list[Example] = []
-        owner: list[int] = []
-        images: dict[str, Example] = {}
+
+        def read(reader: Texts, stream: str, most: int, bad: list[Defect]) -> list[Example]:
+            component = Component(shards=self.test, reader=reader, objectives=())
+            source = self.source(recipe, component, self.test)
+            return read_examples(recipe, source, (stream,), most=most, watch=watch, defects=bad)
+
+        images = read(Texts(languages=self.tested), image, self.limit, defects)
+        known = {example.sample for example in images}
         used: dict[tuple[str, str], int] = {}
-        rows: list[torch.Tensor] = []
-        first: list[int] = []
-        for part in predict(model, recipe, source, names, progress=watch, defects=defects):
-            for number, example in enumerate(part.examples):
-                if example.sample not in images:
-                    if self.limit and len(images) == self.limit:
-                        continue
-                    images[example.sample] = example
-                    first.append(len(texts))
-                group = (example.sample, example.labels["language"])
-                used[group] = used.get(group, 0) + 1
-                if used[group] > self.texts:
-                    continue
-                owner.append(list(images).index(example.sample))
+        texts = []
+        # a sample without usable image is counted above, and its texts are no queries
+        for example in read(Texts(languages=self.tested, all_texts=True), text, 0, []):
+            group = (example.sample, example.labels["language"])
+            used[group] = used.get(group, 0) + 1
+            if example.sample in known and (not self.texts or used[group] <= self.texts):
                 texts.append(example)
-                rows.append(part.outputs[names[0]][number])
         if not texts:
-            raise RecipeError(f"{source.shards[0].path}: no text in {', '.join(self.tested)}")
-        if "contrast" not in heads:
-            return texts, owner, list(images.values()), None, defects
-        features = torch.stack(rows).numpy()
-        return texts, owner, list(images.values()), (features[:, 0], features[first, 1]), defects
+            raise RecipeError(f"{self.test}: no text in {', '.join(self.tested)}")
+        told = {example.sample for example in texts}
+        return texts, [i for i in images if i.sample in told], defects
 
 
-def _score(
-    both: Mapping[str, Array], owner: Sequence[int], relevant: Sequence[Sequence[int]]
-) -> dict[str, dict[str, float]]:
+def _log_odds(
+    model: CrossloomModel, heads: Mapping[str, str], cosine: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Cosines in the scale in which they were trained."""
+    head = model.heads[heads["contrast"]]
+    assert isinstance(head, ContrastHead)
+    scale = float(head.scale.detach().exp())
+    return {name: scale * some for name, some in cosine.items()}
+
+
+def _score(both: Mapping[str, Array], owner: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Metrics of both directions; ``owner``: the image that each text tells of."""
+    relevant: list[list[int]] = [[] for _ in both["image_to_text"]]
+    for text, image in enumerate(owner):
+        relevant[image].append(text)
     return {
         "text_to_image": recall(best_ranks(both["text_to_image"], [[o] for o in owner])),
         "image_to_text": recall(best_ranks(both["image_to_text"], relevant)),
+    }
+
+
+def _mean(parts: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Means over folds."""
+    return {
+        way: {k: float(np.mean([p[way][k] for p in parts])) for k in parts[0][way]} for way in BOTH
     }
 
 
@@ -171,6 +252,7 @@ def _records(
         records.append(
             {
                 "key": text.key,
+                "split": split_of(text.key),
                 "text": text.labels["text"],
                 "language": text.labels["language"],
                 "image": images[right].sample,
@@ -200,7 +282,10 @@ class _Scorer:
     def rerank(
         self, before: Mapping[str, Array] | None, keep: int, watch: Watch | None
     ) -> dict[str, Array]:
-        """Scores in both directions: match added for each query's best ``keep``, the rest below."""
+        """Scores in both directions: match added for each query's best ``keep``, the rest below.
+
+        Without scores ``before``, every pair is scored.
+        """
         shape = (len(self.texts), len(self.images))
         wanted = np.zeros(shape, bool)
         if before is None:
@@ -238,4 +323,5 @@ class _Scorer:
             for t, i in pairs
         ]
         batch = shown(self.collator, examples, (self.head,))
+        self.model.eval()
         return run(self.model, batch, (self.head,))[self.head].numpy()

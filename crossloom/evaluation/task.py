@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.source import Defect, Source
@@ -16,6 +16,7 @@ from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe, RecipeError
 from crossloom.training.schedule import Schedule
 
+Trained = TypeVar("Trained", bound=Objective)
 #: Called with (examples done, examples in all).
 Watch = Callable[[int, int], None]
 
@@ -31,6 +32,8 @@ class Result:
     defects: list[Defect] = field(default_factory=list)
     files: Mapping[str, str] = field(default_factory=dict)
     """Predictions in the benchmark's own form: content by file name."""
+    split: str = ""
+    """The split scored, as the shards' names tell it: ``test``, or ``testA, testB``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +91,13 @@ class Task(ABC):
             modalities={s: base.modalities[s] for s in streams},
             plan=base.plan.restricted(streams),
             tied={s: o for s, o in base.tied.items() if s in streams and o in streams},
+            marked=tuple(s for s in base.marked if s in streams),
             objectives=dict(self.objectives(base)),
             mixture={self.kind: self.component(base)},
+            # stages and pauses of pre-training speak of components that are not here
+            phases=(),
+            held_every=0,
+            pace=None,
             start=start,
             steps=self.budget.steps,
             examples=self.budget.examples,
@@ -102,6 +110,48 @@ class Task(ABC):
     def source(self, recipe: Recipe, component: Component, shards: str) -> Source:
         """Examples of a split."""
         return Source(self.kind, open_shards(shards, recipe.data), component.reader)
+
+    def split(self, recipe: Recipe) -> str:
+        """Names of the splits that the test shards belong to."""
+        names = (split_of(s.name) for s in open_shards(self.test, recipe.data))
+        return ", ".join(dict.fromkeys(names))
+
+
+def split_of(key: str) -> str:
+    """The split of a shard's name, or of an example's key.
+
+    >>> split_of("testA-000003/0000012#1"), split_of("validation")
+    ('testA', 'validation')
+    """
+    name, dash, number = key.partition("/")[0].rpartition("-")
+    return name if dash and number.isdigit() else key.partition("/")[0]
+
+
+def trained(recipe: Recipe, name: str, kind: type[Trained]) -> Trained:
+    """The objective that a task was fine-tuned with.
+
+    Raises:
+        RecipeError: the run has none of this name and kind.
+    """
+    objective = recipe.objectives.get(name)
+    if not isinstance(objective, kind):
+        raise RecipeError(
+            f"{recipe.name}: has no objective {name} of kind {kind.kind}; fine-tune {name} first"
+        )
+    return objective
+
+
+def pooled_streams(recipe: Recipe, streams: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """What a new head reads of these streams: as the recipe's matching head does, else the text.
+
+    Models of two streams are read through the product of both summaries (ViLBERT), those of one
+    through the text's.
+    """
+    for objective in recipe.objectives.values():
+        pooled = getattr(objective, "pooled", ())
+        if objective.kind == "match" and pooled and set(pooled) <= set(streams):
+            return tuple(pooled)
+    return (text,)
 
 
 def other_stream(recipe: Recipe, text: str) -> str:

@@ -2,102 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
-from crossloom.data_pipelines.read import Questions
-from crossloom.data_pipelines.source import Defect
-from crossloom.evaluation.metrics import mean_by
-from crossloom.evaluation.predict import gather, predict
-from crossloom.evaluation.task import Budget, Result, Task, Watch, other_stream
-from crossloom.models.model import CrossloomModel
-from crossloom.objectives.classify import Classify
-from crossloom.objectives.objective import Objective
-from crossloom.objectives.view import View
+from crossloom.data_pipelines.read import Questions, Reader
+from crossloom.evaluation.choice import Choice, Record
+from crossloom.evaluation.task import Budget
 from crossloom.training.optim import Optim
-from crossloom.training.recipe import Component, Recipe, RecipeError
+from crossloom.training.recipe import Recipe, RecipeError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vqa(Task):
-    """The score of the most likely answer (VQA v2's training-time metric), averaged.
+class Vqa(Choice):
+    """VQA v2: binary cross entropy against soft scores; the score of the most likely answer.
 
-    Metrics: ``accuracy``, ``by_kind``, ``by_language`` (0..1), ``questions``.
+    Goyal et al. 2017; trained as Anderson et al. 2018 do. The score is VQA v2's, averaged.
+    Metrics: ``accuracy``, ``by_kind``, ``by_language``, ``by_split`` (0..1), ``questions``.
+    Hands in ``[{"question_id": 1, "answer": "red"}, …]`` (visualqa.org/challenge).
     """
 
     kind: ClassVar[str] = "vqa"
     headlines: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy"}
-    image: str = ""
-    """The stream asked about; the one beside the text when empty."""
+    label: ClassVar[str] = "answers"
+    form: ClassVar[Literal["softmax", "sigmoid"]] = "sigmoid"
+    counted: ClassVar[str] = "questions"
     answers: str = "answers.txt"
     """File below ``data`` with one answer a line."""
-    languages: tuple[str, ...] = ()
-    """Languages of the questions; empty for all."""
     budget: Budget = field(default_factory=lambda: Budget(steps=2000, optim=Optim(rate=1e-4)))
 
-    def streams(self, recipe: Recipe) -> tuple[str, ...]:
-        """Text and image."""
-        return (self.text, self.image or other_stream(recipe, self.text))
+    def classes(self, recipe: Recipe) -> tuple[str, ...]:
+        """The answers of the vocabulary.
 
-    def objectives(self, recipe: Recipe) -> Mapping[str, Objective]:
-        """One classifier over the answers."""
+        Raises:
+            RecipeError: there is none.
+        """
         path = Path(recipe.data) / self.answers
         if not path.is_file():
             raise RecipeError(f"{path}: no answer vocabulary; `crossloom shards make` writes one")
-        answers = tuple(path.read_text("utf-8").split("\n"))
-        return {
-            "vqa": Classify(
-                view=View(name="vqa", streams=self.streams(recipe)),
-                label="answers",
-                classes=tuple(a for a in answers if a),
-                form="sigmoid",
-                pooled=(self.text,),
-                pool=self.pool,
-            )
-        }
+        return tuple(a for a in path.read_text("utf-8").split("\n") if a)
 
-    def component(self, recipe: Recipe) -> Component:
-        """All questions of the training shards."""
-        reader = Questions(languages=self.languages)
-        return Component(shards=self.train, reader=reader, objectives=("vqa",))
+    def reader(self) -> Reader:
+        """Every question."""
+        return Questions(languages=self.languages)
 
-    def evaluate(self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None) -> Result:
-        """Score the answers to all questions of the test shards."""
-        objective = recipe.objectives["vqa"]
-        if not isinstance(objective, Classify):
-            raise RecipeError(
-                f"{recipe.name}: objectives.vqa is no classifier; fine-tune vqa first"
-            )
-        source = self.source(recipe, self.component(recipe), self.test)
-        defects: list[Defect] = []
-        logits, labels, keys = gather(
-            predict(model, recipe, source, ("vqa",), progress=watch, defects=defects),
-            "vqa",
-        )
-        best = logits.argmax(1).tolist()
-        probability = logits.sigmoid().max(1).values.tolist()
-        records = []
-        for key, label, number, sure in zip(keys, labels, best, probability, strict=True):
-            answer = objective.classes[number]
-            records.append(
-                {
-                    "key": key,
-                    "question": label["text"],
-                    "language": label["language"],
-                    "kind": label["kind"] or "any",
-                    "predicted": answer,
-                    "answers": label["answers"],
-                    "probability": sure,
-                    "score": float(label["answers"].get(answer, 0.0)),
-                }
-            )
-        scores = [r["score"] for r in records]
-        metrics = {
-            "accuracy": sum(scores) / len(scores),
-            "by_kind": mean_by(scores, [r["kind"] for r in records]),
-            "by_language": mean_by(scores, [r["language"] for r in records]),
-            "questions": len(records),
-        }
-        return Result(metrics, records, defects)
+    def tested_with(self, recipe: Recipe) -> Reader:
+        """Every question, also those whose answers are kept back."""
+        return replace(Questions(languages=self.languages), unanswered=True)
+
+    def told(self, label: Mapping[str, Any]) -> Record:
+        """Question, its kind, and the scored answers."""
+        kind = label["kind"] or "any"
+        return {"question": label["text"], "kind": kind, "answers": label["answers"]}
+
+    def files(self, records: Sequence[Record]) -> dict[str, str]:
+        """The list that the evaluation server takes."""
+        rows = [{"question_id": number(r["id"]), "answer": r["predicted"]} for r in records]
+        return {f"{self.kind}.submission.json": json.dumps(rows, ensure_ascii=False)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gqa(Vqa):
+    """GQA (Hudson and Manning 2019): the answers of the training questions; accuracy.
+
+    Trained as LXMERT and 12-in-1 do, as VQA; ``kind`` is the structural type. Hands in
+    ``[{"questionId": "1", "prediction": "yes"}, …]`` (cs.stanford.edu/people/dorarad/gqa).
+    """
+
+    kind: ClassVar[str] = "gqa"
+
+    def files(self, records: Sequence[Record]) -> dict[str, str]:
+        """The list that the official script reads."""
+        rows = [{"questionId": bare(r["id"]), "prediction": r["predicted"]} for r in records]
+        return {"gqa.submission.json": json.dumps(rows, ensure_ascii=False)}
+
+
+def bare(name: str) -> str:
+    """The benchmark's own name of a question: ``12`` of ``gqa/12``."""
+    return name.rpartition("/")[2]
+
+
+def number(name: str) -> int | str:
+    """The same as a number, where it is one."""
+    return int(bare(name)) if bare(name).isdigit() else bare(name)

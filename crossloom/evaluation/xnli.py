@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from crossloom.data_pipelines.read import Pairs
+from crossloom.data_pipelines.read import Pairs, Reader, sample_json
 from crossloom.data_pipelines.shards import open_shards
-from crossloom.data_pipelines.source import Defect
+from crossloom.evaluation.choice import Choice, Record
+from crossloom.evaluation.entailment import LABELS
 from crossloom.evaluation.metrics import mean_by
-from crossloom.evaluation.predict import gather, predict
-from crossloom.evaluation.task import Budget, Result, Task, Watch
-from crossloom.models.model import CrossloomModel
-from crossloom.objectives.classify import Classify
-from crossloom.objectives.objective import Objective
-from crossloom.objectives.view import View
+from crossloom.evaluation.task import Budget
 from crossloom.training.optim import Optim
-from crossloom.training.recipe import Component, Recipe, RecipeError
-
-LABELS = ("entailment", "neutral", "contradiction")
+from crossloom.training.recipe import Recipe, RecipeError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Xnli(Task):
+class Xnli(Choice):
     """Accuracy over three labels.
 
     Metrics: ``accuracy`` (all languages), ``by_language``, ``fine_tuned_mean`` and
@@ -47,75 +41,34 @@ class Xnli(Task):
         """Text alone."""
         return (self.text,)
 
-    def objectives(self, recipe: Recipe) -> Mapping[str, Objective]:
-        """One classifier."""
-        return {
-            "xnli": Classify(
-                view=View(name="xnli", streams=(self.text,)),
-                label="label",
-                classes=LABELS,
-                pooled=(self.text,),
-                pool=self.pool,
-            )
-        }
+    def classes(self, recipe: Recipe) -> tuple[str, ...]:
+        """Entailment, neutral, contradiction."""
+        return LABELS
 
-    def component(self, recipe: Recipe) -> Component:
+    def reader(self) -> Reader:
         """The pairs in the languages fine-tuned on."""
-        reader = Pairs(languages=self.languages)
-        return Component(shards=self.train, reader=reader, objectives=("xnli",))
+        return Pairs(languages=self.languages)
 
-    def evaluate(self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None) -> Result:
-        """Accuracy in each language."""
-        if "xnli" not in recipe.objectives:
-            raise RecipeError(f"{recipe.name}: has no objective xnli; fine-tune xnli first")
-        tested = self.tested or self._languages(recipe)
-        reader = Pairs(languages=tested, all_languages=True)
-        component = Component(shards=self.test, reader=reader, objectives=("xnli",))
-        defects: list[Defect] = []
-        logits, labels, keys = gather(
-            predict(
-                model,
-                recipe,
-                self.source(recipe, component, self.test),
-                ("xnli",),
-                progress=watch,
-                defects=defects,
-            ),
-            "xnli",
-        )
-        chance = logits.softmax(1)
-        records = []
-        for key, label, row in zip(keys, labels, chance, strict=True):
-            predicted = LABELS[int(row.argmax())]
-            records.append(
-                {
-                    "key": key,
-                    "language": label["language"],
-                    "premise": label["premise"],
-                    "hypothesis": label["hypothesis"],
-                    "predicted": predicted,
-                    "label": label["label"],
-                    "probability": float(row.max()),
-                    "score": float(predicted == label["label"]),
-                }
-            )
-        scores = [r["score"] for r in records]
-        by_language = mean_by(scores, [r["language"] for r in records])
-        seen = [v for k, v in by_language.items() if k in self.languages]
-        unseen = [v for k, v in by_language.items() if k not in self.languages]
-        metrics = {
-            "accuracy": float(np.mean(scores)),
-            "by_language": by_language,
+    def tested_with(self, recipe: Recipe) -> Reader:
+        """The pairs in each language."""
+        return Pairs(languages=self.tested or self._languages(recipe), all_languages=True)
+
+    def told(self, label: Mapping[str, Any]) -> Record:
+        """Premise, hypothesis and label."""
+        return {k: label[k] for k in ("premise", "hypothesis", "label")}
+
+    def metrics(self, records: Sequence[Record]) -> dict[str, Any]:
+        """Means over languages seen and not seen in fine-tuning."""
+        scores = mean_by([r["score"] for r in records], [r["language"] for r in records])
+        seen = [v for k, v in scores.items() if k in self.languages]
+        unseen = [v for k, v in scores.items() if k not in self.languages]
+        return {
             "fine_tuned_mean": float(np.mean(seen)) if seen else float("nan"),
             "zero_shot_mean": float(np.mean(unseen)) if unseen else float("nan"),
-            "pairs": len(records),
         }
-        return Result(metrics, records, defects)
 
     def _languages(self, recipe: Recipe) -> tuple[str, ...]:
         """Languages of the first pair of the test shards."""
-        from crossloom.data_pipelines.read import sample_json
-
         shard = open_shards(self.test, recipe.data)[0]
         for number, entry in enumerate(shard.entries):
             if entry.items.get("pairs"):

@@ -6,8 +6,9 @@ by their numbers.
 
 The library's loss on regions is a mean over all regions, masked or not, times 6.67; the detector's
 confidence weighs the classes of objects and attributes of regions that are not hidden too. Here a
-loss is a mean over the hidden regions, as the paper has it. The library never trains the first
-position and the first segment (it takes row 0 of their tables for padding); here they are trained.
+loss is a mean over the hidden regions, as the paper has it; ``everywhere: true`` and
+``trusted: true`` make it the code's. The library never trains the first position and segment (it
+takes row 0 of their tables for padding); here they are trained.
 """
 
 from __future__ import annotations

@@ -76,6 +76,23 @@ def decode_image(data: bytes, name: str, max_pixels: int) -> Array:
         ) from None
 
 
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """Width and height in pixels, from the header alone.
+
+    Raises:
+        BadSample: "undecodable".
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except Exception as error:  # as in :func:`decode_image`
+        raise BadSample(
+            "undecodable", f"{name}: not a readable picture ({type(error).__name__}: {error})"
+        ) from None
+
+
 def _check_size(width: int, height: int, name: str, most: int) -> None:
     if width * height > most:
         raise BadSample(

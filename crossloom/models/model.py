@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from crossloom.batch import Batch, Encoded, ViewBatch, pick
+from crossloom.batch import Batch, Encoded, Stream, ViewBatch, pick
 from crossloom.modalities.modality import Embedder, Modality
 from crossloom.models.attention import Attention, Layout
 from crossloom.models.encode import encode
@@ -31,6 +31,7 @@ class CrossloomModel(nn.Module):
         plan: Plan,
         objectives: Mapping[str, Objective],
         tied: Mapping[str, str] | None = None,
+        marked: tuple[str, ...] = (),
     ) -> None:
         """Build all parts with fresh weights.
 
@@ -39,15 +40,19 @@ class CrossloomModel(nn.Module):
             plan: the Transformer over these streams.
             objectives: by name.
             tied: streams embedded by another stream's module, as ``{stream: other}``.
+            marked: tied streams that are told from the one they are tied to by a learned vector.
 
         Raises:
             ValueError: an objective asks for streams or targets that do not exist, two different
                 views share a name, the plan and the modalities name different streams, tied
-                streams differ in more than the member they read, what embedders or heads share does
-                not exist, or units that an objective generates could be known before they are said.
+                streams differ in more than the member they read, what embedders or heads share
+                does not exist, a mark has nothing to mark, or units that an objective generates
+                could be known before they are said.
         """
         super().__init__()
-        if set(modalities) != set(plan.widths):
+        tied = tied or {}
+        # a tied stream may be decoded only, to be shown in another's place (``View.twice``)
+        if not set(modalities) - set(tied) <= set(plan.widths) <= set(modalities):
             raise ValueError(
                 f"modalities are {', '.join(modalities)}; "
                 f"the plan's streams are {', '.join(plan.widths)}"
@@ -64,13 +69,16 @@ class CrossloomModel(nn.Module):
             except ValueError as error:
                 raise ValueError(f"objectives.{name}: {error}") from None
             view = objective.view
+            if strange := [s for s in view.streams if s not in plan.widths]:
+                raise ValueError(f"objectives.{name}: the plan has no stream {', '.join(strange)}")
             if seen.setdefault(view.name, view) != view:
                 raise ValueError(
                     f"objectives.{name}: another view is called {view.name!r} too; rename one"
                 )
         widths = dict(plan.widths)
+        widths |= {s: widths[tied[s]] for s in modalities if s not in widths and tied[s] in widths}
         #: by stream, the stream whose embedder it uses
-        self.owner = {s: (tied or {}).get(s, s) for s in modalities}
+        self.owner = {s: tied.get(s, s) for s in modalities}
         for stream, owner in self.owner.items():
             _check_tie(stream, owner, modalities, widths, self.owner)
         self.embed = nn.ModuleDict(
@@ -82,6 +90,9 @@ class CrossloomModel(nn.Module):
                 self._embedder(stream).borrow(owners)
             except ValueError as error:
                 raise ValueError(f"modalities.{stream}: {error}") from None
+        _check_marks(marked, self.owner, self.views.values())
+        # zero: at first a second picture looks like the first (UNITER copies the type's embedding)
+        self.marks = nn.ParameterDict({s: nn.Parameter(torch.zeros(widths[s])) for s in marked})
         self.fusion = Fusion(plan)
         self.heads = nn.ModuleDict({o: x.head(modalities, widths) for o, x in objectives.items()})
         for head in self.heads.values():
@@ -130,7 +141,9 @@ class CrossloomModel(nn.Module):
         )
 
     def _embedders(self, embed: nn.ModuleDict) -> dict[str, nn.Module]:
-        return {s: embed[owner] for s, owner in self.owner.items() if owner in embed}
+        found = {s: embed[owner] for s, owner in self.owner.items() if owner in embed}
+        marked = {s: Marked(found[s], m) for s, m in self.marks.items() if s in found}
+        return {**found, **marked}
 
     def _check_mined(self, name: str, stream: str) -> None:
         """Streams are paired anew as they were embedded: none may have seen another there."""
@@ -311,6 +324,38 @@ def _check_tie(
             f"tied.{stream}: differs from {owner!r}; tied streams may differ in "
             f"{' and '.join(f'`{f}`' for f in one.own)} only"
         )
+
+
+class Marked(Embedder):
+    """What embeds a stream, and a vector on each unit; both belong to the model, not to this."""
+
+    def __init__(self, embedder: nn.Module, mark: nn.Parameter) -> None:
+        super().__init__()
+        assert isinstance(embedder, Embedder)
+        self.looks_at = embedder.looks_at
+        # straight into the instance, past nn.Module's registration
+        self.__dict__["inner"], self.__dict__["mark"] = embedder, mark
+
+    def forward(self, stream: Stream, others: Mapping[str, Stream] | None = None) -> Tensor:
+        """``[N, width]``."""
+        inner = self.__dict__["inner"]
+        embedded: Tensor = inner(stream, others) if self.looks_at else inner(stream)
+        return embedded + self.__dict__["mark"]
+
+    def tied(self, target: str) -> Tensor | None:
+        """The embedder's own."""
+        weight: Tensor | None = self.__dict__["inner"].tied(target)
+        return weight
+
+
+def _check_marks(marked: tuple[str, ...], owners: Mapping[str, str], views: Iterable[View]) -> None:
+    """Marks must be of tied streams that a view shows: else they would never get a gradient."""
+    shown = {s for view in views for s in view.streams}
+    for stream in marked:
+        if owners.get(stream, stream) == stream:
+            raise ValueError(f"marked: {stream!r} is no tied stream; add it to `tied`")
+        if stream not in shown:
+            raise ValueError(f"marked: no objective's view shows {stream!r}")
 
 
 def _set_epsilon(module: nn.Module, epsilon: float) -> None:

@@ -27,6 +27,9 @@ class Classify(Objective):
     against the scores divided by their sum: what sampling one answer in proportion to its score
     (LXMERT's pre-training on questions) is on average. Examples whose label names no known class
     have all-zero scores under ``sigmoid``, and no slot otherwise.
+
+    In a view that shows each example ``twice``, both summaries are read side by side (the "pair" of
+    LXMERT and UNITER for NLVR2).
     """
 
     kind: ClassVar[str] = "classify"
@@ -61,19 +64,27 @@ class Classify(Objective):
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
         """Pooler, hidden layer of twice the width, logits (LXMERT, UNITER)."""
         pooler = Pooler(self.pooled, dict(widths), self.pool, self.combine)
-        return ClassifyHead(pooler, len(self.classes), self.form)
+        return ClassifyHead(pooler, len(self.classes), self.form, self.view.rows)
+
+    def check(self, modalities: Mapping[str, Modality]) -> None:
+        """Streams must exist, those pooled be shown, and no row show another example."""
+        super().check(modalities)
+        if strange := [s for s in self.pooled if s not in self.view.streams]:
+            raise ValueError(f"view {self.view.name!r} does not show {', '.join(strange)}")
+        if self.view.against:
+            raise ValueError(f"view {self.view.name!r}: drop against, which ranking alone reads")
 
 
 class ClassifyHead(Head):
     """Logits for each class from pooled streams."""
 
-    def __init__(self, pooler: Pooler, classes: int, form: str) -> None:
+    def __init__(self, pooler: Pooler, classes: int, form: str, rows: int = 1) -> None:
         super().__init__()
-        self.form = form
+        self.form, self.rows = form, rows
         self.pooler = pooler
         width = pooler.width
         self.mlp = nn.Sequential(
-            nn.Linear(width, 2 * width),
+            nn.Linear(rows * width, 2 * width),
             nn.GELU(),
             nn.LayerNorm(2 * width),
             nn.Linear(2 * width, classes),
@@ -85,7 +96,7 @@ class ClassifyHead(Head):
 
     def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
         """Loss, and ``correct``: the score of the most likely class."""
-        logits = self.mlp(self.pooler(encoded)).float().index_select(0, aim.index)
+        logits = self.predict(encoded).index_select(0, aim.index // self.rows)
         if self.form != "sigmoid":
             each = F.cross_entropy(logits, aim.value, reduction="none")
         else:
@@ -95,6 +106,7 @@ class ClassifyHead(Head):
         return {"loss": (each * aim.weight).sum(), "correct": correct}
 
     def predict(self, encoded: Encoded) -> Tensor:
-        """Logits ``[E, C]``."""
-        logits: Tensor = self.mlp(self.pooler(encoded)).float()
+        """Logits ``[E, C]``, E examples, each of so many rows."""
+        pooled = self.pooler(encoded).unflatten(0, (-1, self.rows)).flatten(1)
+        logits: Tensor = self.mlp(pooled).float()
         return logits

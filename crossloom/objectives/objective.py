@@ -140,7 +140,7 @@ class Objective(ABC):
 
     def check(self, modalities: Mapping[str, Modality]) -> None:
         """Raise ValueError, naming what is on offer, when streams or targets do not exist."""
-        for stream in self.view.streams:
+        for stream in self.view.decoded:
             if stream not in modalities:
                 offer = ", ".join(modalities)
                 raise ValueError(

@@ -89,11 +89,17 @@ class View:
     """By stream, what it may read at most, whatever the plan says; all for those not named. With
     ``causal``, a prefix: the caption reads the image and its own past, the image itself alone
     (UniLM, section 2.2; VLP)."""
+    twice: Mapping[str, str] = field(default_factory=dict)
+    """Show each example a second time, with other streams in these streams' places
+    (``{image: second}``: a text with each of two pictures, the same weights for both)."""
+    against: tuple[str, ...] = ()
+    """For each entry show each example once more in training, with this stream taken from another
+    example: what a matching pair must be preferred to."""
 
     def __post_init__(self) -> None:
         read = (s for names in self.reads.values() for s in names)
         named = {*self.hide, *self.causal, *self.reads, *read, *self.mismatched}
-        named |= {*self.follow, *self.follow.values()}
+        named |= {*self.follow, *self.follow.values(), *self.twice, *self.against}
         if strange := sorted(named - set(self.streams)):
             raise ValueError(f"view {self.name!r} shows {self.streams}, not {', '.join(strange)}")
         for stream, other in self.follow.items():
@@ -104,6 +110,18 @@ class View:
                 )
         if self.apart and self.reads:
             raise ValueError(f"view {self.name!r}: streams apart read themselves; drop `reads`")
+        if self.twice and (self.against or self.mismatch):
+            raise ValueError(f"view {self.name!r}: twice goes with neither against nor mismatch")
+
+    @property
+    def rows(self) -> int:
+        """How often the view shows each example, one after the other."""
+        return 2 if self.twice else 1 + len(self.against)
+
+    @property
+    def decoded(self) -> tuple[str, ...]:
+        """All streams that examples must have for this view."""
+        return (*self.streams, *self.twice.values())
 
     @property
     def mismatched(self) -> tuple[str, ...]:
@@ -132,6 +150,7 @@ class Shown:
     matched: bool  #: False when a stream was taken from another example
     taken: str = ""  #: the stream that was
     labels: Mapping[str, Any]  #: what the reader knows of the example (answers, a class)
+    rivals: bool = False  #: the view's rows ``against`` others do show other examples
     laid: Mapping[str, Laid] = field(default_factory=dict)
     """By stream, where other units are shown than the clean ones, one by one."""
 

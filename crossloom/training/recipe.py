@@ -157,6 +157,9 @@ class Recipe:
     seed: int = 0
     tied: Mapping[str, str] = field(default_factory=dict)
     """Streams embedded by another stream's module: ``{second: text}`` for a second text."""
+    marked: tuple[str, ...] = ()
+    """Tied streams told from the one they are tied to by a learned vector on each unit: the second
+    of two pictures that are read together."""
     data: str = "."
     """Folder that shards and vocabularies are relative to."""
     start: str = ""

@@ -64,7 +64,7 @@ def uses(recipe: Recipe) -> list[Use]:
     """
     out = []
     for component in recipe.mixture.values():
-        streams = {s for o in component.objectives for s in recipe.objectives[o].view.streams}
+        streams = {s for o in component.objectives for s in recipe.objectives[o].view.decoded}
         modalities = {s: m for s, m in recipe.modalities.items() if s in streams}
         out.append(Use(open_shards(component.shards, recipe.data), modalities, component.reader))
     return out
@@ -121,7 +121,9 @@ def make_model(recipe: Recipe) -> CrossloomModel:
     """
     seed_torch(recipe.seed, "weights")
     try:
-        return CrossloomModel(recipe.modalities, recipe.plan, recipe.objectives, recipe.tied)
+        return CrossloomModel(
+            recipe.modalities, recipe.plan, recipe.objectives, recipe.tied, recipe.marked
+        )
     except ValueError as error:
         raise RecipeError(str(error)) from None
 

@@ -117,6 +117,8 @@ def test_tasks_with_pictures(pretrained, task, tmp_path):
     code, _, said = run("evaluate", task, "--from", tuned)
     assert code == 0, said
     metrics = json.loads((tuned / "results" / f"{task}.json").read_text())["metrics"]
+    assert f"{task} on test" in said
+    assert f"wrote {tuned}/results/{task}." in said.replace("\n", "")
     if task == "vqa":
         assert 0 <= metrics["accuracy"] <= 1
         assert metrics["questions"] > 100
@@ -265,7 +267,7 @@ def test_index_writes_checksums_into_a_folder_and_names_damage(world, tmp_path):
     (tmp_path / "cut.tar").write_bytes(data[:50_000])
     code, _, said = run("shards", "index", tmp_path)
     assert code == 1
-    assert "cut.tar: truncated shard: it ends at byte 50000, without" in said
+    assert "cut.tar: truncated shard: it ends" in said
     assert json.loads((tmp_path / "cut.tar.index.json").read_text())["samples"]
 
 

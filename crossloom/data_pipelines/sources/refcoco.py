@@ -168,7 +168,9 @@ def _add(
         else:
             to.skip("empty expression", f"{name} sentence {sentence}")
     if refers:
-        empty: dict[str, Any] = {"id": str(image_id), "refers": [], "boxes": []}
+        width, height = sizes[image_id]
+        size = {"width": int(width), "height": int(height)}
+        empty: dict[str, Any] = {"id": str(image_id), "size": size, "refers": [], "boxes": []}
         sample = samples.setdefault(split, {}).setdefault(image_id, empty)
         sample["refers"] += refers
         sample["boxes"].append({"label": label, "box": box})

@@ -12,7 +12,9 @@ Reads the official files, in the folder or in ``vqa/`` or ``annotations/``, and 
     train2017/000000000009.jpg                  val2017/…
 
 Each image becomes a sample with all its questions. ``train2014`` becomes split ``train``,
-``val2014`` ``dev``. Scores of answers are the official ones, with the official normalisation, see
+``val2014`` ``dev``; with the option ``unanswered``, ``test2015`` becomes ``test`` and
+``test-dev2015`` ``testdev``, whose questions have no answers: a model's are handed in. Scores of
+answers are the official ones, with the official normalisation, see
 :mod:`~crossloom.data_pipelines.sources.answers`.
 
 ``answers.txt`` lists the best answers of training questions, the most frequent first, of those best
@@ -45,7 +47,7 @@ from crossloom.data_pipelines.sources.pictures import coco_photo, image_folder, 
 from crossloom.data_pipelines.write import SHARD_SIZE
 
 _BEFORE, _AFTER = "v2_OpenEnded_mscoco_", "_questions.json"
-_SPLITS = {"train": "train", "val": "dev", "test": "test"}
+_SPLITS = {"train": "train", "val": "dev", "test-dev": "testdev", "test": "test"}
 
 Questions = dict[int, list[dict[str, Any]]]  #: by number of the image
 
@@ -60,7 +62,7 @@ class Division:
 
     @property
     def split(self) -> str:
-        """``train``, ``dev`` or ``test``."""
+        """``train``, ``dev``, ``test`` or ``testdev``."""
         return next(v for k, v in _SPLITS.items() if self.name.startswith(k))
 
 
@@ -70,11 +72,12 @@ def convert(
     *,
     images: str | None = None,
     min_answers: int = 1,
+    unanswered: bool = False,
     shard_size: int = SHARD_SIZE,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Write ``train`` and ``dev``.
+    """Write ``train`` and ``dev``, and with ``unanswered`` the tests.
 
     Args:
         input: folder with questions and annotations.
@@ -82,6 +85,7 @@ def convert(
         images: folder with COCO's images; the input by default.
         min_answers: an answer is listed in ``answers.txt`` when it is the best one of so many
             training questions.
+        unanswered: keep questions whose answers are not published.
         shard_size: samples a shard.
         overwrite: replace the shards of an earlier conversion.
         progress: called with (samples done, samples in all).
@@ -99,7 +103,7 @@ def convert(
     with to:
         to.total = 0
         for division in divisions:
-            questions = read_division(division, to)
+            questions = read_division(division, to, unanswered)
             to.total += len(questions)
             for number, asked in sorted(questions.items()):
                 name = f"image {number}"
@@ -133,18 +137,19 @@ def find_divisions(folder: Path) -> list[Division]:
     return list(found.values())
 
 
-def read_division(division: Division, to: Conversion) -> Questions:
-    """The division's questions with their scored answers, by image.
+def read_division(division: Division, to: Conversion, unanswered: bool = False) -> Questions:
+    """The division's questions with their scored answers (none where kept back), by image.
 
     Raises:
         SourceError: a file is not of the published form.
     """
     path = division.questions
     rows = _rows(read_json(path, "VQA v2 questions"), path, "questions")
-    if division.annotations is None:  # the test questions have none
+    hidden = unanswered and division.split.startswith("test")
+    if division.annotations is None and not hidden:
         to.skip("question without answers", path.name, len(rows))
         return {}
-    answers = _answers(division.annotations, to)
+    answers = _answers(division.annotations, to) if division.annotations else {}
     found: Questions = {}
     for place, row in enumerate(rows):
         try:
@@ -154,7 +159,7 @@ def read_division(division: Division, to: Conversion) -> Questions:
             continue
         text = " ".join(str(text).split())
         kind, scores = answers.pop(number, ("", {}))
-        if not scores or not text:
+        if not text or not (scores or hidden):
             to.skip("question without answers", f"question {number}")
             continue
         entry = {"id": f"vqa/{number}", "kind": kind, "text": {"en": text}, "answers": scores}

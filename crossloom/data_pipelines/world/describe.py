@@ -35,7 +35,7 @@ def _thing(thing: Object, sized: bool = False) -> Thing:
 
 
 def describe(scene: Scene, seed: int) -> dict[str, Any]:
-    """The ``json`` of a sample: texts, statements, questions, pairs and the scene itself."""
+    """The ``json`` of a sample: texts, statements, questions, pairs, references and the scene."""
     rng = keyed_rng("world", seed, scene.key, "text")
     order = [scene.objects[int(n)] for n in rng.permutation(len(scene.objects))]
     premises = _premises(order, rng)
@@ -46,6 +46,7 @@ def describe(scene: Scene, seed: int) -> dict[str, Any]:
         "statements": _by_language([everywhere(say) for say in _statements(scene, rng)]),
         "questions": _questions(scene, rng),
         "pairs": _pairs(premises, said, rng),
+        "refers": _refers(scene, keyed_rng("world", seed, scene.key, "refers")),
         "scene": [
             {"shape": o.shape, "colour": o.colour, "size": o.size, "cell": o.cell, "box": o.box}
             for o in scene.objects
@@ -148,6 +149,40 @@ def _questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
             "yes" if true_size else "no",
             lambda x: x.say("q_larger", Thing(p.shape), Thing(q.shape)),
         )
+    return found
+
+
+def _called(thing: Thing) -> Say:
+    return lambda x: x.call(thing)
+
+
+def _refers(scene: Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Expressions that fit one object only: each by name, one by its colour, one by its place."""
+    objects = scene.objects
+    found: list[dict[str, Any]] = []
+
+    def add(kind: str, one: Object, say: Say) -> None:
+        entry = {"id": str(len(found)), "kind": kind, "text": everywhere(say), "box": one.box}
+        found.append(entry)
+
+    for one in objects:
+        thing = _thing(one, bool(rng.random() < 0.3))
+        add("name", one, _called(thing if rng.random() < 0.5 else Thing(one.shape)))
+    alone = [o for o in objects if sum(p.colour == o.colour for p in objects) == 1]
+    if alone:
+        single = alone[int(rng.integers(len(alone)))]
+        add("colour", single, lambda x: x.say("refer.colour", Thing("", single.colour)))
+    placed = [
+        (one, mark, side)
+        for one in objects
+        for mark in objects
+        if one is not mark
+        for side in relations(one, mark)
+        if sum(side in relations(o, mark) for o in objects if o is not mark) == 1
+    ]
+    if placed:
+        one, mark, side = placed[int(rng.integers(len(placed)))]
+        add("place", one, lambda x: x.say(f"refer.{side}", Thing(mark.shape)))
     return found
 
 

@@ -27,9 +27,10 @@ class Language:
     """A language.
 
     Patterns: ``list`` ({items}), ``exists``, ``absent``, ``is`` ({a}, colour {c} agreeing),
-    ``larger``, ``relation`` and ``place`` (indefinite, definite), and the questions ``q_colour``,
-    ``q_count``, ``q_exists``, ``q_side``, ``q_shape``, ``q_same``, ``q_larger``. A pattern may be
-    given by relation (``relation.left``).
+    ``larger``, ``relation`` and ``place`` (indefinite, definite), the questions ``q_colour``,
+    ``q_count``, ``q_exists``, ``q_side``, ``q_shape``, ``q_same``, ``q_larger``, and references to
+    a shape left unsaid: ``refer.colour``, ``refer`` by relation to {a}. A pattern may be given by
+    relation (``relation.left``).
     """
 
     code: str
@@ -48,6 +49,10 @@ class Language:
         """A sentence from a pattern; things are called a, b."""
         slots = {n: _Slot(self.phrase, t) for n, t in zip("ab", things, strict=False)}
         return self.finish(self.patterns[pattern].format(**slots, **words))
+
+    def call(self, thing: Thing) -> str:
+        """A phrase that names a thing, by itself."""
+        return self.finish(self.phrase(thing, "indef"))
 
     def say_list(self, things: Sequence[Thing]) -> str:
         """One sentence that names all things."""

@@ -19,6 +19,9 @@ from crossloom.data_pipelines.world.speech import spoken, word_times
 from crossloom.data_pipelines.write import Member, ShardWriter
 from crossloom.units import keyed_rng
 
+#: Of what samples hold. 2: expressions that refer to objects (``refers``).
+VERSION = 2
+
 
 @dataclass(frozen=True)
 class WorldReport:
@@ -89,8 +92,13 @@ def write_world(
     }
     voices, films = ({s: n if s == "train" else n // 5 for s in SPLITS} for n in (speech, clips))
     settings = {
-        "seed": seed, "scenes": scenes, "speech": voices, "clips": films, "shard_size": shard_size
-    }  # fmt: skip
+        "version": VERSION,
+        "seed": seed,
+        "scenes": scenes,
+        "speech": voices,
+        "clips": films,
+        "shard_size": shard_size,
+    }
     known = out / "world.json"
     if known.is_file() and json.loads(known.read_text()) != settings and not overwrite:
         raise ValueError(f"{known}: another world is there; choose another --out or --overwrite")

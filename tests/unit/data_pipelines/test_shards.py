@@ -112,11 +112,12 @@ def test_questions_and_pairs_are_examples_of_their_own():
 
 
 def test_a_pair_without_premise_reads_the_hypothesis_alone():
-    pair = {"label": "true", "hypothesis": {"en": "h", "de": "H"}}
+    pair = {"id": "dev-1-0-0", "label": "true", "hypothesis": {"en": "h", "de": "H"}}
     members = {"json": json.dumps({"pairs": [pair]}).encode(), "0.jpg": b"x"}
     sample, labels = Pairs(languages=("de",)).read(members, 0, keyed_rng("x"))
     assert [(p.language, p.text) for p in sample["text"]] == [("de", "H")]
-    assert labels == {"label": "true", "language": "de", "premise": "", "hypothesis": "H"}
+    told = {"language": "de", "premise": "", "hypothesis": "H"}
+    assert labels == {"id": "dev-1-0-0", "label": "true", **told}
     each = Pairs(languages=("en", "de"), all_languages=True)
     assert each.read(members, 1, keyed_rng("x"))[1]["hypothesis"] == "H"
 

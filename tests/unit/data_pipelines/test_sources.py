@@ -59,7 +59,8 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "xtd": ("xtd", vision.xtd),
     "xgqa": ("xgqa", vision.xgqa),
 }
-FIELDS = {"id", "parallel", "texts", "questions", "pairs", "boxes", "refers", "spans", "label"}
+FIELDS = {"id", "size", "parallel", "texts", "questions", "pairs", "boxes", "refers", "spans"}
+FIELDS |= {"label"}
 FIELDS |= {"speaker"}
 LABELS = {"entailment", "neutral", "contradiction", "paraphrase", "other"}
 PICTURES = {"jpg", "png", "0.jpg", "1.jpg", "0.png", "1.png"}

@@ -95,6 +95,7 @@ def test_refcoco(tmp_path: Path, form: str) -> None:
     assert sample["jpg"] == (folder / name).read_bytes()
     assert sample["json"] == {
         "id": "581857",
+        "size": {"width": 8, "height": 8},
         "refers": [
             {"id": "10", "text": {"en": "The lady in blue"}, "box": [1.0, 2.0, 4.0, 6.0]},
             {"id": "11", "text": {"en": "woman"}, "box": [1.0, 2.0, 4.0, 6.0]},

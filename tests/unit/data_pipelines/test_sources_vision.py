@@ -58,6 +58,25 @@ def test_vqa_finds_images_of_2017_elsewhere(tmp_path: Path) -> None:
         vqa.convert(folder, tmp_path / "out2", images=str(tmp_path / "absent"))
 
 
+def test_vqa_keeps_questions_of_the_tests_when_asked(tmp_path: Path) -> None:
+    folder = vision.vqa2(tmp_path / "in")
+    asked = [{"image_id": 7, "question": "Is it?", "question_id": 70}]
+    for name in ("test2015", "test-dev2015"):
+        test = {"questions": asked}
+        make.put_json(folder / f"v2_OpenEnded_mscoco_{name}_questions.json", test)
+    vision.coco_images(folder, "test2015", [7])
+    report = vqa.convert(folder, tmp_path / "out", unanswered=True)
+    assert report.samples == {"test": 1, "testdev": 1, "train": 1, "dev": 1}
+    assert not report.skipped
+    for split in ("test", "testdev"):
+        (content,) = make.contents(tmp_path / "out", split)
+        assert content["questions"] == [
+            {"id": "vqa/70", "kind": "", "text": {"en": "Is it?"}, "answers": {}}
+        ]
+    left_out = vqa.convert(folder, tmp_path / "without")
+    assert left_out.samples == {"train": 1, "dev": 1}
+
+
 def test_vqa_counts_bad_items(tmp_path: Path) -> None:
     folder = vision.vqa2(tmp_path / "in")
     (folder / "val2014/COCO_val2014_000000000042.jpg").write_bytes(b"GIF89a")

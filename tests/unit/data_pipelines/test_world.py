@@ -174,6 +174,54 @@ def test_no_answer_is_worth_guessing(scenes):
         assert 0.4 < some["yes"] / sum(some.values()) < 0.6, kind
 
 
+def test_expressions_fit_one_object_only(scenes):
+    kinds = Counter()
+    for _, said in scenes:
+        objects = said["scene"]
+        by_shape = {o["shape"]: o for o in objects}
+        for refer in said["refers"]:
+            words = refer["text"]["en"].lower().split()
+            there = [o for o in objects if o["box"] == refer["box"]]
+            assert len(there) == 1
+            (meant,) = there
+            shapes = [w for w in words if w in SHAPES]
+            colours = [w for w in words if w in COLOURS]
+            if refer["kind"] == "place":
+                place = {s: divmod(o["cell"], 3)[::-1] for s, o in by_shape.items()}
+                mark = place[shapes[0]]
+                side = next(w for w in words if w in ("left", "right", "above", "below"))
+                axis, sign = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}[
+                    side
+                ]
+                fits = [
+                    s for s, at in place.items() if (at[axis] - mark[axis]) * sign > 0
+                ]  # fmt: skip
+                assert fits == [meant["shape"]]
+            elif refer["kind"] == "colour":
+                assert [o["shape"] for o in objects if o["colour"] == colours[0]] == [
+                    meant["shape"]
+                ]
+            else:
+                assert shapes == [meant["shape"]]
+                assert colours in ([], [meant["colour"]])
+            assert set(refer["text"]) == set(LANGUAGES)
+            kinds[refer["kind"]] += 1
+    assert set(kinds) == {"name", "colour", "place"}
+
+
+def test_references_agree_as_a_speaker_would():
+    colour = {x: say(x, "refer.colour", ("", "white")) for x in LANGUAGES}
+    assert colour["de"] == "Die weiße Form"
+    assert colour["fr"] == "La forme blanche"
+    assert colour["ru"] == "Белая фигура"
+    assert colour["ar"] == "الشكل الأبيض"
+    assert colour["hi"] == "सफ़ेद आकृति"
+    assert say("de", "refer.left", ("circle",)) == "Die Form links vom Kreis"
+    assert say("fr", "refer.above", ("star",)) == "La forme au-dessus de l'étoile"
+    assert say("es", "refer.left", ("circle",)) == "La forma a la izquierda del círculo"
+    assert say("tr", "refer.above", ("square",)) == "Karenin üstündeki şekil"
+
+
 def test_statements_are_true_of_their_scene(scenes):
     for _, said in scenes[:200]:
         there = {(o["colour"], o["shape"]) for o in said["scene"]}
@@ -285,7 +333,7 @@ def test_a_sample_holds_what_the_page_says(world):
     sample = open_shards("test-*.tar", world)[0].read(0)
     assert set(sample) == {"png", "regions.npz", "json"}
     content = json.loads(sample["json"])
-    assert set(content) == {"id", "texts", "statements", "questions", "pairs", "scene"}
+    assert set(content) == {"id", "texts", "statements", "questions", "pairs", "refers", "scene"}
     assert list(content["texts"]) == list(LANGUAGES)
 
 

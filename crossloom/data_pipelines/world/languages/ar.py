@@ -57,5 +57,7 @@ LANGUAGE = Language(
         **{f"relation.{r}": f"{{a:yujad}} {{a}} {s} {{b}}." for r, s in _SIDE.items()},
         **{f"place.{r}": f"{{a:def}} {s} {{b:def}}." for r, s in _SIDE.items()},
         **{f"q_side.{r}": f"هل {{a:def}} {s} {{b:def}}؟" for r, s in _SIDE.items()},
+        "refer.colour": "الشكل ال{a:colour}",
+        **{f"refer.{r}": f"الشكل {s} {{a:def}}" for r, s in _SIDE.items()},
     },
 )

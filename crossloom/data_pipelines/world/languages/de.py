@@ -70,5 +70,7 @@ LANGUAGE = Language(
         **{f"relation.{r}": f"{{a}} ist {s} {{b:dat}}." for r, s in _SIDE.items()},
         **{f"place.{r}": f"{{a:def}} ist {s} {{b:def.dat}}." for r, s in _SIDE.items()},
         **{f"q_side.{r}": f"Ist {{a:def}} {s} {{b:def.dat}}?" for r, s in _SIDE.items()},
+        "refer.colour": "die {a:colour}e Form",
+        **{f"refer.{r}": f"die Form {s} {{a:def.dat}}" for r, s in _SIDE.items()},
     },
 )

@@ -37,5 +37,7 @@ LANGUAGE = Language(
         **{f"relation.{r}": f"{{a}} is {s} {{b}}." for r, s in _SIDE.items()},
         **{f"place.{r}": f"{{a:def}} is {s} {{b:def}}." for r, s in _SIDE.items()},
         **{f"q_side.{r}": f"Is {{a:def}} {s} {{b:def}}?" for r, s in _SIDE.items()},
+        "refer.colour": "the {a:colour} shape",
+        **{f"refer.{r}": f"the shape {s} {{a:def}}" for r, s in _SIDE.items()},
     },
 )

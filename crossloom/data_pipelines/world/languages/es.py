@@ -69,5 +69,7 @@ LANGUAGE = Language(
         **{f"relation.{r}": f"{{a}} está {s} {{b}}." for r, s in _SIDE.items()},
         **{f"place.{r}": f"{{a:def}} está {s} {{b:def}}." for r, s in _SIDE.items()},
         **{f"q_side.{r}": f"¿está {{a:def}} {s} {{b:def}}?" for r, s in _SIDE.items()},
+        "refer.colour": "la forma {a:colour}",
+        **{f"refer.{r}": f"la forma {s} {{a:def}}" for r, s in _SIDE.items()},
     },
 )

@@ -75,5 +75,7 @@ LANGUAGE = Language(
         **{f"relation.{r}": f"{{a}} est {s} d'{{b}}." for r, s in _SIDE.items()},
         **{f"place.{r}": f"{{a:def}} est {s} {{b:de}}." for r, s in _SIDE.items()},
         **{f"q_side.{r}": f"{{a:def}} est-{{a:pron}} {s} {{b:de}} ?" for r, s in _SIDE.items()},
+        "refer.colour": "la forme {a:colour}",
+        **{f"refer.{r}": f"la forme {s} {{a:de}}" for r, s in _SIDE.items()},
     },
 )

@@ -61,5 +61,7 @@ LANGUAGE = Language(
         **{f"relation.{r}": f"{{a}} {{b:obl}} {s} है।" for r, s in _SIDE.items()},
         **{f"place.{r}": f"{{a:def}} {{b:def.obl}} {s} है।" for r, s in _SIDE.items()},
         **{f"q_side.{r}": f"क्या {{a:def}} {{b:def.obl}} {s} है?" for r, s in _SIDE.items()},
+        "refer.colour": "{a:colour.f} आकृति",
+        **{f"refer.{r}": f"{{a:def.obl}} {s} की आकृति" for r, s in _SIDE.items()},
     },
 )

@@ -73,5 +73,7 @@ LANGUAGE = Language(
             f"place.{r}": f"{{a:noun}} находится {s} {{b:noun.{c}}}." for r, (s, c) in _SIDE.items()
         },
         **{f"q_side.{r}": f"{{a:noun}} {s} {{b:noun.{c}}}?" for r, (s, c) in _SIDE.items()},
+        "refer.colour": "{a:colour} фигура",
+        **{f"refer.{r}": f"фигура {s} {{a:noun.{c}}}" for r, (s, c) in _SIDE.items()},
     },
 )

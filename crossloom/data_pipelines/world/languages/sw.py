@@ -71,5 +71,7 @@ LANGUAGE = Language(
         **{f"relation.{r}": f"{{a}} {{a:ko}} {s} {{b}}." for r, s in _SIDE.items()},
         **{f"place.{r}": f"{{a:noun}} {{a:ko}} {s} {{b:noun}}." for r, s in _SIDE.items()},
         **{f"q_side.{r}": f"Je, {{a:noun}} {{a:ko}} {s} {{b:noun}}?" for r, s in _SIDE.items()},
+        "refer.colour": "umbo {a:colour}",
+        **{f"refer.{r}": f"umbo lililo {s} {{a:noun}}" for r, s in _SIDE.items()},
     },
 )

@@ -61,5 +61,7 @@ LANGUAGE = Language(
         **{f"relation.{r}": f"{{a}} {{b:gen}} {s}." for r, (s, _) in _SIDE.items()},
         **{f"place.{r}": f"{{a:def}} {{b:def.gen}} {s}." for r, (s, _) in _SIDE.items()},
         **{f"q_side.{r}": f"{{a:def}} {{b:def.gen}} {s} {m}?" for r, (s, m) in _SIDE.items()},
+        "refer.colour": "{a:colour} şekil",
+        **{f"refer.{r}": f"{{a:def.gen}} {s}ki şekil" for r, (s, _) in _SIDE.items()},
     },
 )

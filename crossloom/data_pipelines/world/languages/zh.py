@@ -50,5 +50,7 @@ LANGUAGE = Language(
         **{f"relation.{r}": f"{{a}}在{{b}}的{s}。" for r, s in _SIDE.items()},
         **{f"place.{r}": f"{{a:def}}在{{b:def}}的{s}。" for r, s in _SIDE.items()},
         **{f"q_side.{r}": f"{{a:def}}在{{b:def}}的{s}吗？" for r, s in _SIDE.items()},
+        "refer.colour": "{a:colour}的图形",
+        **{f"refer.{r}": f"{{a:def}}{s}的图形" for r, s in _SIDE.items()},
     },
 )

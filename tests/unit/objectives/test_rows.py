@@ -1,0 +1,265 @@
+"""Views that show an example in several rows: twice, or against others."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crossloom.batch import AimBatch, Encoded, Stream, ViewBatch, fuse
+from crossloom.data_pipelines.collate import Collator, Example, exhibits
+from crossloom.modalities.regions import Regions
+from crossloom.models.model import CrossloomModel
+from crossloom.models.presets import single_stream
+from crossloom.objectives.classify import Classify
+from crossloom.objectives.match import Match
+from crossloom.objectives.pool import Pooler
+from crossloom.objectives.rank import Rank, RankHead
+from crossloom.objectives.view import View
+from crossloom.units import make_units
+
+STREAMS = ("a", "b")
+
+
+def example(number, units=2):
+    """An example whose features all say its number, in stream ``b`` plus a half."""
+
+    def stream(value):
+        return make_units(
+            {
+                "feature": np.tile(np.array([value, 1, -2], np.float32), (units, 1)),
+                "box": np.zeros((units, 4), np.float32),
+            }
+        )
+
+    streams = {"a": stream(number), "b": stream(number + 0.5), "c": stream(number + 0.25)}
+    return Example(
+        key=f"s/{number}", sample=f"s/{number}", epoch=0, units=streams, labels={"label": "x"}
+    )
+
+
+def regions():
+    return Regions(features=3, classes=0, box=4, dropout=0.0)
+
+
+MODALITIES = {s: regions() for s in STREAMS}
+
+
+def shown(batch, view, stream):
+    """The first feature of every row."""
+    flat = batch.views[view].streams[stream]
+    return [float(flat.content["feature"][s, 0]) for s in flat.start]
+
+
+def collator(**objectives):
+    return Collator({**MODALITIES, "c": regions()}, objectives, seed=0)
+
+
+def test_twice_shows_the_other_stream_in_the_second_row():
+    view = View(name="v", streams=STREAMS, twice={"b": "c"})
+    assert view.rows == 2
+    assert view.decoded == ("a", "b", "c")
+    made = collator(o=Classify(view=view, label="label", classes=("x", "y"), pooled=("a",)))
+    batch = made.batch([example(1), example(5)], ("o",), slots=2)
+    assert shown(batch, "v", "a") == [1, 1, 5, 5]
+    assert shown(batch, "v", "b") == [1.5, 1.25, 5.5, 5.25]
+    assert batch.aims["o"].index.tolist() == [0, 2]
+    assert batch.counts["o"] == 2
+    # fused with another micro-batch, aims still point at first rows
+    both = fuse([batch, made.batch([example(7)], ("o",), slots=1)], made.of_units())
+    assert both.aims["o"].index.tolist() == [0, 2, 4]
+
+
+def test_against_shows_others_in_training_and_nobody_in_evaluation():
+    view = View(name="v", streams=STREAMS, against=("b", "a", "b"))
+    made = collator(o=Rank(view=view, pooled=("a",)))
+    examples = [example(n) for n in range(4)]
+    batch = made.batch(examples, ("o",), slots=4)
+    a, b = (np.reshape(shown(batch, "v", s), (4, 4)) for s in STREAMS)
+    for number in range(4):
+        assert (a[number, 0], b[number, 0]) == (number, number + 0.5)
+        # two rows with another b, not the same one, then one with another a
+        assert a[number, 1:3].tolist() == [number, number]
+        others = set(b[number, 1:3])
+        assert len(others) == 2
+        assert others <= {n + 0.5 for n in range(4) if n != number}
+        assert a[number, 3] in {n for n in range(4) if n != number}
+        assert b[number, 3] == number + 0.5
+    assert batch.aims["o"].index.tolist() == [0, 4, 8, 12]
+    again = made.batch(examples, ("o",), slots=4)
+    assert shown(again, "v", "b") == shown(batch, "v", "b")
+    alone = made.batch(examples, ("o",), slots=4, others=False)
+    assert shown(alone, "v", "a") == [0, 1, 2, 3]
+
+
+def test_an_example_without_others_has_no_slot():
+    view = View(name="v", streams=STREAMS, against=("b",))
+    made = collator(o=Rank(view=view, pooled=("a",)))
+    batch = made.batch([example(3)], ("o",), slots=1)
+    assert shown(batch, "v", "b") == [3.5, 3.5]
+    assert batch.counts["o"] == 0
+    rows = exhibits(example(3), view, MODALITIES, 0, [example(3), example(4)])
+    assert rows[0].shown.rivals
+    assert float(rows[1].shown.units["b"].content["feature"][0, 0]) == 4.5
+
+
+def encoded(rows, width=4, seed=0):
+    torch.manual_seed(seed)
+    stream = Stream.build({}, {}, np.arange(rows), np.zeros(rows, bool), np.ones(rows, np.int64))
+    states = {"a": torch.randn(rows, width, requires_grad=True)}
+    return Encoded(ViewBatch(streams={"a": stream}).to("cpu"), states, {})
+
+
+def aim(index, value, weight=None):
+    weight = torch.ones(len(index)) if weight is None else torch.tensor(weight)
+    return AimBatch(index=torch.tensor(index), value=torch.as_tensor(value), weight=weight)
+
+
+def rank_head(**settings):
+    view = View(name="v", streams=("a",), against=("a", "a"))
+    torch.manual_seed(1)
+    return RankHead(Pooler(("a",), {"a": 4}), Rank(view=view, pooled=("a",), **settings))
+
+
+@pytest.mark.parametrize("hard", [0, 1])
+def test_choice_and_triplet_by_hand(hard):
+    given = encoded(6)
+    for form in ("softmax", "triplet"):
+        head = rank_head(form=form, hard=hard)
+        logits = head.score(torch.tanh(head.pooler.dense["a"](given.states["a"])))
+        score = (logits[:, 1] - logits[:, 0]).detach().double().numpy().reshape(2, 3)
+        expected = 0.0
+        for row, weight in zip(score, (1.0, 0.5), strict=True):
+            right, wrong = row[0], sorted(row[1:], reverse=True)[: hard or 2]
+            if form == "softmax":
+                every = np.exp([right, *wrong])
+                expected += weight * -np.log(every[0] / every.sum())
+            else:
+                margins = [0.2 + 1 / (1 + np.exp(-w)) - 1 / (1 + np.exp(-right)) for w in wrong]
+                expected += weight * np.mean(np.maximum(margins, 0))
+        out = head(given, aim([0, 3], [0, 0], [1.0, 0.5]))
+        assert out["loss"].item() == pytest.approx(expected, rel=1e-5)
+        right = sum(w * (r[0] > r[1:].max()) for r, w in zip(score, (1.0, 0.5), strict=True))
+        assert out["correct"].item() == pytest.approx(right)
+
+
+def test_ranking_takes_over_what_matching_learned():
+    match = Match(view=View(name="m", streams=STREAMS, mismatch="b"), pooled=("a", "b"))
+    rank = Rank(view=View(name="r", streams=STREAMS, against=("b",)), pooled=("a", "b"))
+    heads = [o.head(MODALITIES, {"a": 4, "b": 4}) for o in (match, rank)]
+    shapes = [{k: v.shape for k, v in h.state_dict().items()} for h in heads]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_pair_is_classified_by_both_summaries():
+    view = View(name="v", streams=("a",), twice={"a": "second"})
+    spec = Classify(view=view, label="l", classes=("x", "y"), pooled=("a",))
+    head = spec.head({}, {"a": 4})
+    given = encoded(6)
+    pooled = torch.tanh(head.pooler.dense["a"](given.states["a"]))
+    by_hand = head.mlp(torch.stack([torch.cat([pooled[n], pooled[n + 1]]) for n in (0, 2, 4)]))
+    torch.testing.assert_close(head.predict(given), by_hand)
+    value = torch.eye(2)[[0, 1]]
+    out = head(given, aim([4, 0], value))
+    expected = F.cross_entropy(by_hand[[2, 0]], torch.tensor([0, 1]), reduction="sum")
+    torch.testing.assert_close(out["loss"], expected)
+
+
+PLAN = single_stream(STREAMS, layers=1, width=8, heads=2, dropout=0.0)
+
+
+def model(objective, plan=PLAN, **settings):
+    modalities = {s: regions() for s in ("a", "b", "c")}
+    tied = {"c": "b"}
+    torch.manual_seed(0)
+    made = CrossloomModel(modalities, plan, {"o": objective}, tied, **settings)
+    return made, Collator(modalities, {"o": objective}, seed=0)
+
+
+def test_both_rows_and_only_they_decide_and_every_weight_learns():
+    spec = Classify(
+        view=View(name="v", streams=STREAMS, twice={"b": "c"}),
+        label="label", classes=("x", "y"), pooled=("a",),
+    )  # fmt: skip
+    made, collate = model(spec)
+    examples = [example(1), example(2)]
+
+    def scores(some):
+        batch = collate.batch(some, ("o",), len(some), others=False).to("cpu")
+        return made(batch, predict=("o",))["o"]
+
+    plain = scores(examples)
+    units = examples[0].units
+    swapped = replace(examples[0], units={**units, "b": units["c"], "c": units["b"]})
+    assert not torch.allclose(scores([swapped, examples[1]])[0], plain[0])
+    torch.testing.assert_close(scores([swapped, examples[1]])[1], plain[1])
+    for some in (examples, []):  # drawn, and not drawn
+        made.zero_grad()
+        batch = collate.batch(some, ("o",) if some else (), 2).to("cpu")
+        made(batch)["o"]["loss"].backward()
+        assert [n for n, p in made.named_parameters() if p.grad is None] == []
+
+
+def test_a_mark_tells_the_second_of_two_streams():
+    spec = Classify(
+        view=View(name="v", streams=(*STREAMS, "c")), label="label", classes=("x", "y"),
+        pooled=("a",),
+    )  # fmt: skip
+    plan = single_stream((*STREAMS, "c"), layers=1, width=8, heads=2, dropout=0.0)
+    made, collate = model(spec, plan, marked=("c",))
+    one = example(1)
+    turned = replace(one, units={**one.units, "b": one.units["c"], "c": one.units["b"]})
+
+    def score(some):
+        return made(collate.batch([some], ("o",), 1, others=False).to("cpu"), predict=("o",))["o"]
+
+    # at first, regions know no order: which of the two streams they are in changes nothing
+    torch.testing.assert_close(score(one), score(turned), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        made.marks["c"].normal_()
+    assert not torch.allclose(score(one), score(turned), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("marked", "message"), [(("b",), "no tied stream"), (("c",), "no objective's view shows 'c'")]
+)
+def test_marks_that_cannot_be(marked, message):
+    spec = Classify(
+        view=View(name="v", streams=STREAMS), label="label", classes=("x",), pooled=("a",)
+    )
+    with pytest.raises(ValueError, match=message):
+        model(spec, marked=marked)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: View(name="v", streams=STREAMS, twice={"b": "c"}, against=("a",)), "goes with"),
+        (lambda: View(name="v", streams=STREAMS, against=("z",)), "not z"),
+        (lambda: Rank(view=View(name="v", streams=STREAMS)).check(MODALITIES), "set view.against"),
+        (
+            lambda: Rank(view=View(name="v", streams=STREAMS, against=("a",)), hard=2).check(
+                MODALITIES
+            ),
+            "hard is 2",
+        ),
+        (
+            lambda: Classify(
+                view=View(name="v", streams=STREAMS, against=("a",)), label="l", classes=("x",),
+                pooled=("a",),
+            ).check(MODALITIES),
+            "drop against",
+        ),
+        (
+            lambda: Classify(
+                view=View(name="v", streams=STREAMS, twice={"b": "z"}), label="l", classes=("x",),
+                pooled=("a",),
+            ).check(MODALITIES),
+            "no stream 'z'",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
