@@ -58,7 +58,7 @@ def uniter_large() -> Recipe:
     """UNITER-large: 24 layers of 1024 (paper: 303 M parameters in the layers and regions)."""
     recipe = _recipe(_mixture(RATIOS), bert_plan(large=True), name="uniter-large")
     # config/pretrain-alldata-large-16gpu.json: 6,144 units, 4 times on each of 16
-    return replace(recipe, steps=500_000, examples=120, micro=64)
+    return replace(recipe, steps=500_000, examples=128, micro=64)
 
 
 def uniter_tiny() -> Recipe:
@@ -90,7 +90,7 @@ def _recipe(mixture: Mapping[str, Component], plan: Plan, *, name: str) -> Recip
         objectives=objectives,
         mixture=mixture,
         steps=200_000,
-        examples=200,
+        examples=192,
         micro=48,
         alike=True,
         optim=Optim(rate=5e-5, betas=(0.9, 0.98), epsilon=1e-6, decay=0.01, clip=5.0),

@@ -12,9 +12,6 @@ import torch.nn.functional as F
 from crossloom.data_pipelines.collate import exhibit
 from crossloom.data_pipelines.loader import decode
 from crossloom.data_pipelines.mixture import Mixture
-from crossloom.data_pipelines.shards import open_shards
-from crossloom.data_pipelines.tokenizer import train as train_tokenizer
-from crossloom.data_pipelines.world import write_world
 from crossloom.models.show import words
 from crossloom.recipes.imagebert import WEB, imagebert, imagebert_tiny
 from crossloom.recipes.unicoder_vl import unicoder_vl, unicoder_vl_tiny
@@ -28,21 +25,13 @@ from crossloom.training.summary import parameters
 PUBLISHED = [uniter, uniter_large, visualbert, unicoder_vl, imagebert, vilt]
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    out = tmp_path_factory.mktemp("scenes")
-    write_world(out, examples=32, dev=2, test=2, shard_size=32, processes=1)
-    train_tokenizer(open_shards("train-*.tar", out), out / "tokenizer.model", size=400, coverage=1)
-    return out
-
-
-def stack_of(recipe, scenes, examples=16):
-    recipe = replace(recipe, data=str(scenes), examples=examples)
+def stack_of(recipe, world, examples=16):
+    recipe = replace(recipe, data=str(world), examples=examples)
     return make_stack(recipe.located())
 
 
-def batches(recipe, scenes, count=12):
-    stack = stack_of(recipe, scenes)
+def batches(recipe, world, count=12):
+    stack = stack_of(recipe, world)
     return [(stack.places(n)[0], stack.micro(n)) for n in range(count)]
 
 
@@ -178,9 +167,9 @@ def test_uniter_draws_tasks_and_sources_as_configured():
     assert recipe.micro == 48
 
 
-def test_uniter_never_hides_both_and_hides_nothing_where_pairs_may_not_match(scenes):
+def test_uniter_never_hides_both_and_hides_nothing_where_pairs_may_not_match(world):
     seen = set()
-    for name, batch in batches(uniter_tiny(), scenes, count=24):
+    for name, batch in batches(uniter_tiny(), world, count=24):
         task = name.removeprefix("world-")
         seen.add(task)
         drawn = {o for o, k in batch.counts.items() if k}
@@ -201,12 +190,12 @@ def test_uniter_never_hides_both_and_hides_nothing_where_pairs_may_not_match(sce
     assert seen == {"itm", "mlm", "mrfr", "mrckl"}
 
 
-def test_uniters_losses_are_those_of_the_paper(scenes):
+def test_uniters_losses_are_those_of_the_paper(world):
     """Formulas of section 3.2, written out one example and unit after the other."""
     torch.manual_seed(0)
-    recipe = replace(uniter_tiny(), data=str(scenes)).located()
+    recipe = replace(uniter_tiny(), data=str(world)).located()
     model = make_model(recipe).eval()
-    stack = stack_of(uniter_tiny(), scenes, examples=8)
+    stack = stack_of(uniter_tiny(), world, examples=8)
     done = set()
     for number in range(40):
         name = stack.places(number)[0].removeprefix("world-")
@@ -286,9 +275,9 @@ def transport(words_, regions, beta=0.5, rounds=50):
 # --- VisualBERT ----------------------------------------------------------------------------------
 
 
-def test_visualbert_pairs_captions_and_scores_words_of_false_ones_too(scenes):
+def test_visualbert_pairs_captions_and_scores_words_of_false_ones_too(world):
     matched, spoilt = [], 0
-    for _, batch in batches(visualbert_tiny(), scenes):
+    for _, batch in batches(visualbert_tiny(), world):
         assert list(batch.views) == ["captions"]
         assert hidden(batch, "captions", "image") == 0
         assert hidden(batch, "captions", "text") > 0
@@ -304,7 +293,7 @@ def test_visualbert_pairs_captions_and_scores_words_of_false_ones_too(scenes):
     assert spoilt > 0
 
 
-def test_visualberts_second_caption_is_another_one(scenes):
+def test_visualberts_second_caption_is_another_one(world):
     reader = visualbert_tiny().mixture["captions"].reader
     content = {"texts": {"en": ["one", "two", "three"]}}
     members = {"json": json.dumps(content).encode()}
@@ -327,9 +316,9 @@ def test_visualberts_second_caption_is_another_one(scenes):
         (imagebert_tiny, ("mlm", "moc", "mrfr"), "itm"),
     ],
 )
-def test_one_pass_hides_both_and_scores_what_matches(recipe, masked, match, scenes):
+def test_one_pass_hides_both_and_scores_what_matches(recipe, masked, match, world):
     taken = {"text": 0, "image": 0}
-    for _, batch in batches(recipe(), scenes):
+    for _, batch in batches(recipe(), world):
         (view,) = batch.views
         streams = batch.views[view].streams
         assert hidden(batch, view, "text") > 0
@@ -340,8 +329,8 @@ def test_one_pass_hides_both_and_scores_what_matches(recipe, masked, match, scen
             weighed = np.asarray(batch.aims[objective].weight) > 0
             scored = np.asarray(batch.aims[objective].index)[weighed]
             assert (label[np.asarray(streams[stream].example)[scored]] == 1).all()
-    recipe = replace(recipe(), data=str(scenes)).located()
-    stack = stack_of(recipe, scenes)
+    recipe = replace(recipe(), data=str(world)).located()
+    stack = stack_of(recipe, world)
     found = [e for n in range(3) for e in examples_of(stack, n)]
     view = recipe.objectives[match].view
     shown = [exhibit(e, view, recipe.modalities, 0, found).shown for e in found]
@@ -385,17 +374,17 @@ def test_imageberts_stages_are_web_then_captions():
 # --- ViLT ----------------------------------------------------------------------------------------
 
 
-def test_vilt_makes_two_passes_and_hides_whole_words(scenes):
+def test_vilt_makes_two_passes_and_hides_whole_words(world):
     groups = hits = 0
-    for _, batch in batches(vilt_tiny(), scenes, count=4):
+    for _, batch in batches(vilt_tiny(), world, count=4):
         assert set(batch.views) == {"mlm-words", "itm"}
         assert hidden(batch, "mlm-words", "text") > 0
         assert all(hidden(batch, v, "image") == 0 for v in batch.views)
         assert hidden(batch, "itm", "text") == 0
         assert all(batch.counts[o] > 0 for o in ("mlm", "itm", "wpa"))
-    recipe = replace(vilt_tiny(), data=str(scenes)).located()
+    recipe = replace(vilt_tiny(), data=str(world)).located()
     view = recipe.objectives["mlm"].view
-    for example in examples_of(stack_of(recipe, scenes), 0):
+    for example in examples_of(stack_of(recipe, world), 0):
         shown = exhibit(example, view, recipe.modalities, 0, ()).shown
         assert shown.matched
         group, fate = shown.units["text"].group, shown.fate["text"]
@@ -407,11 +396,11 @@ def test_vilt_makes_two_passes_and_hides_whole_words(scenes):
     assert hits > 0
 
 
-def test_vilts_alignment_leaves_out_ends_and_the_summary(scenes):
-    recipe = replace(vilt_tiny(), data=str(scenes)).located()
+def test_vilts_alignment_leaves_out_ends_and_the_summary(world):
+    recipe = replace(vilt_tiny(), data=str(world)).located()
     torch.manual_seed(0)
     model = make_model(recipe).eval()
-    batch = stack_of(vilt_tiny(), scenes, examples=4).micro(0).to("cpu")
+    batch = stack_of(vilt_tiny(), world, examples=4).micro(0).to("cpu")
     with torch.no_grad():
         encoded = model.encode(batch.views["itm"])
         got = model.heads["wpa"].distances(encoded)
