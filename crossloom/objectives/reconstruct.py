@@ -20,11 +20,12 @@ from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality, Target
 from crossloom.objectives.objective import Aim, Head, Objective, lend
 from crossloom.objectives.view import Shown
+from crossloom.objectives.vocabulary import cross_entropy_sum
 from crossloom.units import Array, Fate
 
 Loss = Literal["auto", "cross_entropy", "kl", "mse", "smooth_l1"]
 DEFAULT_LOSS: dict[str, Loss] = {"index": "cross_entropy", "distribution": "kl", "vector": "mse"}
-#: Logits held at once, elements; beyond it they are made a chunk at a time and again in backward.
+#: Logits held at once, elements; beyond it they are made a chunk at a time.
 LOGITS_AT_ONCE = 2**25
 
 
@@ -214,12 +215,16 @@ def decode_loss(
         x: ``[K, width]``. matrix: ``[dim, width]``. bias: ``[dim]``. weight: ``[K]``.
         value: ``[K]`` int64 for ``cross_entropy``, else ``[K, dim]``.
         loss: see :class:`Reconstruct`.
-        at_once: elements of logits that may exist together; more are recomputed in backward.
+        at_once: elements of logits that may exist together. Beyond it, ``cross_entropy`` makes its
+            gradients with the loss; other losses make their logits again in backward.
         smoothing: share of the aim spread over all classes, 0..1; for ``cross_entropy``.
     """
     step = max(1, at_once // len(bias))
     if len(x) <= step:
         return _piece(x, matrix, bias, value, weight, loss, smoothing)
+    if loss == "cross_entropy":
+        summed, correct = cross_entropy_sum(x, matrix, bias, value, weight, step, smoothing)
+        return {"loss": summed, "correct": correct}
     total: dict[str, Tensor] = {}
     for part in torch.arange(len(x)).split(step):
         here = slice(int(part[0]), int(part[-1]) + 1)
