@@ -41,7 +41,7 @@ def cross_entropy_sum(
         The loss and the weight of right answers, float32 scalars.
     """
     wanted = torch.is_grad_enabled()
-    loss, correct = _OnePass.apply(x, matrix, bias, value, weight, rows, smoothing, wanted)  # type: ignore[no-untyped-call]
+    loss, correct = _OnePass.apply(x, matrix, bias, value, weight, rows, smoothing, wanted)
     return loss, correct
 
 
