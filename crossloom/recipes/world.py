@@ -74,7 +74,7 @@ def small(modality: Modality) -> Modality:
             offset=0, dropout=0.0,
         )  # fmt: skip
     if isinstance(modality, Regions):
-        classes = 37 if modality.classes else 0
+        classes = (37 if modality.background else 36) if modality.classes else 0
         return replace(
             modality, features=64, classes=classes, attributes=0, limit=8, dropout=0.0,
             hidden=64 if modality.hidden else 0,

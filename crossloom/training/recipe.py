@@ -235,7 +235,7 @@ class Recipe:
             )
 
     def located(self) -> Recipe:
-        """The recipe with every relative vocabulary and file of class names under ``data``."""
+        """The recipe with every relative vocabulary and file of names under ``data``."""
 
         def place(modality: Modality) -> Modality:
             path = getattr(modality, "vocabulary", None)
@@ -250,9 +250,16 @@ class Recipe:
             tags = replace(tags, names=str(Path(self.data) / tags.names))
             return replace(reader, tags=tags)  # type: ignore[call-arg]
 
+        def listed(objective: Objective) -> Objective:
+            path = getattr(objective, "classes", None)
+            if not isinstance(path, str) or Path(path).is_absolute():
+                return objective
+            return replace(objective, classes=str(Path(self.data) / path))  # type: ignore[call-arg]
+
         return replace(
             self,
             modalities={s: place(m) for s, m in self.modalities.items()},
+            objectives={n: listed(o) for n, o in self.objectives.items()},
             mixture={n: replace(c, reader=named(c.reader)) for n, c in self.mixture.items()},
         )
 
