@@ -46,7 +46,7 @@ class Classify(Objective):
         """One slot with a score for each class, ``[1, C]`` float32."""
         if self.matched_only and not shown.matched:
             return Aim(np.zeros(0, np.int64), np.zeros((0, len(self.classes)), np.float32))
-        given = shown.labels[self.label]
+        given = shown.label(self.label)
         scores = np.zeros(len(self.classes), np.float32)
         for name, score in ({given: 1.0} if isinstance(given, str) else given).items():
             if name in self.classes:
