@@ -70,7 +70,7 @@ class Classify(Objective):
         none = Aim(np.zeros(0, np.int64), np.zeros((0, self._size()), np.float32))
         if self.matched_only and not shown.matched:
             return none
-        given = shown.labels[self.label]
+        given = shown.label(self.label)
         scores = np.zeros(self._size(), np.float32)
         places = _places(self.names())
         for name, score in ({given: 1.0} if isinstance(given, str) else given).items():

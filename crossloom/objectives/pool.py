@@ -42,6 +42,10 @@ class Summary(nn.Module):
         self.pool = pool if isinstance(pool, str) else "probe"
         self.probe = ProbePool(width, pool) if isinstance(pool, Probe) else None
 
+    def extra_repr(self) -> str:
+        """What makes it another summary than one of the same parameters."""
+        return f"{self.stream}, {self.pool}"
+
     def forward(self, encoded: Encoded) -> Tensor:
         """``[E, width]``."""
         if self.probe is not None:
@@ -67,6 +71,10 @@ class ProbePool(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, spec.hidden)
         self.down = nn.Linear(spec.hidden, width)
+
+    def extra_repr(self) -> str:
+        """What makes it another pool than one of the same parameters."""
+        return f"heads={self.heads}, approximate={self.approximate}"
 
     def forward(
         self, state: Tensor, example: Tensor, length: Tensor, real: Tensor | None = None
@@ -120,6 +128,10 @@ class Pooler(nn.Module):
         self.width = width or widths[streams[0]]
         self.summary = nn.ModuleDict({s: Summary(s, widths[s], pool) for s in streams})
         self.dense = nn.ModuleDict({s: nn.Linear(widths[s], self.width) for s in streams})
+
+    def extra_repr(self) -> str:
+        """What makes it another pooler than one of the same parameters."""
+        return f"combine={self.combine}" if len(self.streams) > 1 else ""
 
     def forward(self, encoded: Encoded) -> Tensor:
         """``[E, width]``."""

@@ -160,6 +160,20 @@ class Shown:
         plain = Laid(np.arange(len(units)), self.fate[stream], units.position)
         return self.laid.get(stream, plain)
 
+    def label(self, name: str) -> Any:
+        """What the reader knows of the example under a name.
+
+        Raises:
+            ValueError: the reader does not tell it.
+        """
+        if name not in self.labels:
+            raise ValueError(
+                f"{self.key}: an objective needs label {name!r}; the component's reader tells "
+                f"{', '.join(self.labels) or 'none'}: give the component another reader, or the "
+                "objective another label"
+            )
+        return self.labels[name]
+
 
 def draw_fates(units: Units, hide: Hide, rng: np.random.Generator) -> Array:
     """The fate of each unit, ``[N]`` int8.
