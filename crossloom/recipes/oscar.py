@@ -47,7 +47,7 @@ def oscar() -> Recipe:
     768 at 5e-5 (section 3, "Implementation details"; no warm-up in the code). Begins from BERT
     (``start``).
 
-    112.1 M parameters: the code's, and a decoder's bias of the tags' own (30,522).
+    111.7 M parameters: the code's, and a decoder's bias of the tags' own (30,522).
     """
     captions = Texts(languages=("en",), all_texts=True, tags=NAMED)
     questions = Questions(languages=("en",), tags=NAMED)
@@ -74,7 +74,7 @@ def oscar_plus() -> Recipe:
     by people under captions that a model wrote (appendix; shares from memory). Two million steps of
     1,024 at 5e-5, no warm-up (the script's). Begins from BERT (``start``).
 
-    112.1 M parameters: the code's, and a decoder's bias of the tags' own (30,522).
+    111.7 M parameters: the code's, and a decoder's bias of the tags' own (30,522).
     """
     captions = Texts(languages=("en",), all_texts=True, tags=NAMED)
     named = Texts(languages=("en",), all_texts=True, tags=Tags(of="objects"))

@@ -47,7 +47,7 @@ def vl_bert() -> Recipe:
     drawn in small micro-batches, hence in these shares on the average; each loss is the mean over
     what it scores in the step, and the three are summed. Begins from BERT (``start``).
 
-    115.0 M parameters: the code's modules, less ``[END]`` (768), and with a norm in the transform
+    114.5 M parameters: the code's modules, less ``[END]`` (768), and with a norm in the transform
     for regions (1,536) and a decoder's bias of its own for texts alone (30,522).
     """
     joint = View(name="joint", streams=STREAMS, hide={TEXT: WORDS, IMAGE: REGIONS})
