@@ -20,7 +20,7 @@ from crossloom.training.schedule import Schedule
 
 STEPS, LINES = 120, 10
 #: An image that is seen on the words alone takes longer to tell from another.
-LONGER = {"b2t2-tiny": 240}
+LONGER = {"b2t2-tiny": 200}
 TINY = [p.name for p in listed("recipe") if p.name.endswith("-tiny")]
 
 
