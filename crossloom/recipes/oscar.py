@@ -21,10 +21,8 @@ from dataclasses import replace
 from crossloom.data_pipelines.read import Questions, Texts
 from crossloom.data_pipelines.tags import Tags
 from crossloom.modalities.regions import Regions
-from crossloom.models.plan import Plan
-from crossloom.models.presets import single_stream
 from crossloom.objectives.presets import BERT, mtl, tag_contrast, tagged
-from crossloom.recipes.parts import IMAGE, TEXT, bert_plan, bert_text, butd, train
+from crossloom.recipes.parts import IMAGE, TEXT, bert_plan, bert_text, butd, tiny_plan, train
 from crossloom.recipes.world import tiny
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
@@ -96,18 +94,16 @@ def oscar_plus() -> Recipe:
 
 def oscar_tiny() -> Recipe:
     """Oscar over the world: captions and questions, tags of the regions' classes."""
-    return tiny(oscar(), _small())
+    return tiny(oscar(), tiny_plan(STREAMS))
 
 
 def oscar_plus_tiny() -> Recipe:
     """Oscar+ over the world: captions with tags, questions with answers."""
     recipe = oscar_plus()
     parts = {n: recipe.mixture[n] for n in ("captions", "questions")}
-    return tiny(recipe, _small(), {n: replace(c, shards="train-*.tar") for n, c in parts.items()})
-
-
-def _small() -> Plan:
-    return single_stream(STREAMS, layers=3, width=128, heads=4)
+    return tiny(
+        recipe, tiny_plan(STREAMS), {n: replace(c, shards="train-*.tar") for n, c in parts.items()}
+    )
 
 
 def _regions(norm: str) -> Regions:

@@ -19,11 +19,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from crossloom.data_pipelines.read import Blocks, Texts
-from crossloom.models.presets import single_stream
 from crossloom.objectives.presets import BERT, OBJECTS
 from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.objectives.view import View
-from crossloom.recipes.parts import IMAGE, STREAMS, TEXT, bert_plan, bert_text, butd, train
+from crossloom.recipes.parts import (
+    IMAGE,
+    STREAMS,
+    TEXT,
+    bert_plan,
+    bert_text,
+    butd,
+    tiny_plan,
+    train,
+)
 from crossloom.recipes.world import tiny
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
@@ -98,7 +106,7 @@ def vl_bert_tiny() -> Recipe:
     statements = replace(texts, reader=Blocks(of="statements", languages=("en",), stretch=1024))
     return tiny(
         recipe,
-        single_stream(STREAMS, layers=3, width=128, heads=4),
+        tiny_plan(),
         {
             "captions": replace(captions, shards="train-*.tar"),
             "texts": replace(statements, shards="train-*.tar"),

@@ -9,6 +9,8 @@ import pytest
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.tokenizer import train as train_tokenizer
 from crossloom.data_pipelines.world import write_world
+from crossloom.objectives.align import Align
+from crossloom.objectives.match import Match
 from crossloom.plugins import listed
 from crossloom.training import checkpoint
 from crossloom.training.environment import start
@@ -16,11 +18,13 @@ from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import load_recipe
+from crossloom.training.run import make_model, make_stack
 from crossloom.training.schedule import Schedule
+from crossloom.training.torch_engine import TorchEngine
 
 STEPS, LINES = 120, 10
-#: An image that is seen on the words alone takes longer to tell from another.
-LONGER = {"b2t2-tiny": 200}
+#: What has to be told from another takes longer where the other is much alike.
+LONGER = {"videobert-tiny": 240}
 TINY = [p.name for p in listed("recipe") if p.name.endswith("-tiny")]
 
 
@@ -45,7 +49,15 @@ def test_every_loss_falls_and_the_run_resumes(name, handful, tmp_path):
     environment = start("cpu")
     train(recipe, tmp_path / "run", environment)
     journal = read_journal(tmp_path / "run" / "metrics.jsonl")
-    for objective in recipe.objectives:
+    learned = {}
+    for objective, spec in recipe.objectives.items():
+        if isinstance(spec, Match | Align):
+            # so few steps do not teach what matches in general: noise about chance
+            if objective not in learned:
+                learned |= by_heart(recipe.located(), objective, environment)
+            first, last = learned[objective]
+            assert last < first - 0.05, (objective, first, last)
+            continue
         losses = [x[f"{objective}/loss"] for x in journal if f"{objective}/loss" in x]
         assert len(losses) >= 4, f"{objective} is hardly ever drawn"
         third = max(1, len(losses) // 3)
@@ -55,6 +67,23 @@ def test_every_loss_falls_and_the_run_resumes(name, handful, tmp_path):
     (tmp_path / "run" / "model.safetensors").unlink()
     train(recipe, tmp_path / "run", environment, resume=True)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == last
+
+
+def by_heart(recipe, objective, environment, steps=25):
+    """Losses on a batch that trains an objective, before and after training on it alone."""
+    stack = make_stack(recipe)
+    batch = next(b for b in map(stack.micro, range(100)) if b.counts[objective])
+    engine = TorchEngine(make_model(recipe), recipe, environment)
+
+    def losses():
+        sums = engine.evaluate([batch])
+        return {n: float(sums[n]["loss"]) / k for n, k in batch.counts.items() if k}
+
+    first = losses()
+    for step in range(steps):
+        engine.step(step, [batch], batch.counts)
+    last = losses()
+    return {n: (first[n], last[n]) for n in first}
 
 
 def checkpoint_of(run, step):
