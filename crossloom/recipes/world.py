@@ -69,9 +69,10 @@ def tiny(
 def small(modality: Modality) -> Modality:
     """The modality with the world's vocabulary, features and picture sizes."""
     if isinstance(modality, Text):
+        # one row more than the longest text: regions may stand after it
         return replace(
-            modality, vocabulary="tokenizer.model", layout="own", size=0, limit=48, positions=0,
-            offset=0, dropout=0.0,
+            modality, vocabulary="tokenizer.model", layout="own", size=0, limit=48,
+            positions=49 if modality.positions else 0, offset=0, dropout=0.0,
         )  # fmt: skip
     if isinstance(modality, Regions):
         classes = (37 if modality.background else 36) if modality.classes else 0

@@ -244,11 +244,12 @@ class Recipe:
             return replace(modality, vocabulary=str(Path(self.data) / path))  # type: ignore[call-arg]
 
         def named(reader: Reader) -> Reader:
-            tags = getattr(reader, "tags", None)
-            if not tags or not tags.names or Path(tags.names).is_absolute():
-                return reader
-            tags = replace(tags, names=str(Path(self.data) / tags.names))
-            return replace(reader, tags=tags)  # type: ignore[call-arg]
+            for part in ("tags", "links"):
+                found = getattr(reader, part, None)
+                if found and found.names and not Path(found.names).is_absolute():
+                    found = replace(found, names=str(Path(self.data) / found.names))
+                    reader = replace(reader, **{part: found})
+            return reader
 
         def listed(objective: Objective) -> Objective:
             path = getattr(objective, "classes", None)
