@@ -19,8 +19,8 @@ from written_out import (
     transform,
 )
 
+from crossloom.training.overview import parameters
 from crossloom.training.recipe import load_recipe
-from crossloom.training.summary import parameters
 from crossloom.units import keyed_rng
 
 W = 1024

@@ -19,8 +19,8 @@ from written_out import (
     transform,
 )
 
+from crossloom.training.overview import parameters
 from crossloom.training.recipe import load_recipe
-from crossloom.training.summary import parameters
 
 
 @pytest.mark.parametrize(("name", "classes", "normed"), [("oscar", 2, 0), ("oscar-plus", 3, 1)])

@@ -21,8 +21,8 @@ from written_out import (
 )
 
 from crossloom.objectives.match import Match
+from crossloom.training.overview import parameters
 from crossloom.training.recipe import load_recipe
-from crossloom.training.summary import parameters
 
 
 def test_parameters():
