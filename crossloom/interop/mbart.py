@@ -23,7 +23,7 @@ from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
 from crossloom.models.presets import encoder_decoder
 from crossloom.objectives.generate import Generate
-from crossloom.objectives.presets import INFILL_WORDS, denoise
+from crossloom.objectives.presets import MBART, denoise
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
@@ -75,9 +75,10 @@ def read(
         limit=config["max_position_embeddings"],
         offset=_OFFSET,
         scaled=config["scale_embedding"],
+        sentences=True,
         dropout=config["dropout"],
     )
-    objective = replace(denoise(TEXT, TARGET, hide=INFILL_WORDS), transform=False)
+    objective = replace(denoise(TEXT, TARGET, hide=MBART), transform=False)
     plan = encoder_decoder(
         TEXT,
         TARGET,

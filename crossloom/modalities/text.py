@@ -48,6 +48,10 @@ from crossloom.units import Array, BadSample, Fate, Passage, Sample, Units, make
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
+#: What ends a sentence, and what may close after it.
+_STOPS = (".", "!", "?", "…", "。", "！", "？", "।", "؟", "۔", "።")
+_CLOSING = "\"'”’»)]」』）"
+
 #: Layouts without a mask: nothing of theirs can be hidden.
 _MASKLESS = ("clip", "siglip")
 
@@ -226,6 +230,10 @@ class Text(Modality):
     scaled: bool = False
     """Multiply the embedding of a piece by the root of the width, before position and the rest are
     added (mBART)."""
+    sentences: bool = False
+    """Tell the sentences of a text apart (target ``sentence``: a number, -1 for specials), so that
+    they can change places (``Hide.permute``). One ends with a full stop, question or exclamation
+    mark, and quotes or brackets after it, where a new word follows."""
     restart: bool = False
     """Restart positions at the second passage (TLM in XLM)."""
     norm: bool = True
@@ -305,7 +313,8 @@ class Text(Modality):
         position: list[Array] = []
         language: list[Array] = []
         refers: list[Array] = []
-        groups = 0
+        sentence: list[Array] = []
+        groups = told = 0
         for number, (passage, part) in enumerate(zip(passages, pieces, strict=True)):
             head, tail = heads[number], tails[number]
             ids.append(np.concatenate([head, part, tail]))
@@ -320,6 +329,10 @@ class Text(Modality):
             segment.append(np.full(size, min(self.segment + number, self.segments - 1)))
             begin = 0 if number == 0 or self.restart else sum(len(i) for i in ids[:-1])
             position.append(np.arange(begin, begin + size))
+            if self.sentences:
+                numbers = _sentences([vocab.pieces[i] for i in part], starts) + told
+                told = int(numbers[-1]) + 1
+                sentence.append(np.concatenate([[-1] * len(head), numbers, [-1] * len(tail)]))
             if self._refers:
                 named = _refers(vocab.spans(passage.text)[: len(part)], passage.refers)
                 refers.append(np.concatenate([[-1] * len(head), named, [-1] * len(tail)]))
@@ -333,9 +346,12 @@ class Text(Modality):
             content["segment"] = np.concatenate(segment).astype(np.int64)
         if self._refers:
             content["refers"] = np.concatenate(refers).astype(np.int64)
+        targets = {"token": token.copy()}
+        if self.sentences:
+            targets["sentence"] = np.concatenate(sentence).astype(np.int64)
         units = make_units(
             content,
-            targets={"token": token.copy()},
+            targets=targets,
             position=np.concatenate(position).astype(np.int64),
             maskable=np.concatenate(inside),
             group=np.concatenate(group).astype(np.int64),
@@ -381,7 +397,8 @@ class Text(Modality):
         content |= {"language": one} if self.languages else {}
         content |= {"segment": one} if self.segments > 1 else {}
         content |= {"refers": one - 1} if self._refers else {}
-        return make_units(content, targets={"token": one}, maskable=np.zeros(1, bool))
+        targets = {"token": one} | ({"sentence": one - 1} if self.sentences else {})
+        return make_units(content, targets=targets, maskable=np.zeros(1, bool))
 
     def longest(self) -> int:
         """The limit."""
@@ -443,6 +460,15 @@ def _passages(sample: Sample, field: str) -> tuple[Passage, ...]:
     return tuple(value)
 
 
+def _sentences(pieces: Sequence[str], starts: Array) -> Array:
+    """Number of the sentence that each piece belongs to, ``[n]``, from 0."""
+    ends = [p.rstrip(_CLOSING).endswith(_STOPS) for p in pieces]
+    # quotes that are pieces of their own belong to the sentence they close
+    for n in range(1, len(pieces)):
+        ends[n] = ends[n] or (ends[n - 1] and not starts[n] and not pieces[n].strip(_CLOSING))
+    return np.cumsum(np.append([False], np.array(ends[:-1], bool) & starts[1:]))
+
+
 def _sign(signs: Mapping[str, int], language: str) -> int:
     """The id of a language's token, by its code (``de_DE``) or the first part of it (``de``)."""
     for code, number in signs.items():
@@ -460,9 +486,12 @@ def fill(units: Units, limit: int, pad: int) -> Units:
     count = limit - len(units)
     content = {k: np.concatenate([v, np.repeat(v[-1:], count)]) for k, v in units.content.items()}
     content["token"][len(units) :] = pad
+    targets = {"token": content["token"].copy()}
+    if "sentence" in units.targets:
+        targets["sentence"] = np.append(units.targets["sentence"], np.repeat(-1, count))
     return make_units(
         content,
-        targets={"token": content["token"].copy()},
+        targets=targets,
         position=np.concatenate([units.position, units.position[-1] + 1 + np.arange(count)]),
         maskable=np.concatenate([units.maskable, np.zeros(count, bool)]),
         group=np.concatenate([units.group, np.repeat(units.group[-1:] + 1, count)]),
