@@ -8,7 +8,9 @@ import sentencepiece
 import torch
 
 from crossloom.batch import Stream, ViewBatch
+from crossloom.data_pipelines.collate import Collator, Example
 from crossloom.modalities.text import Text, vocabulary
+from crossloom.objectives.presets import MBART, denoise
 from crossloom.objectives.view import Hide, draw_fates
 from crossloom.testing import check_modality
 from crossloom.units import BadSample, Passage, keyed_rng
@@ -176,3 +178,34 @@ def test_vocabularies_differ_in_identity(folder):
     path = str(folder / "sentencepiece.bpe.model")
     one, other = (vocabulary(path, x).identity for x in ("xlm-r", "mbart"))
     assert one != other
+
+
+def test_denoising_shows_the_text_moved_and_infilled_and_asks_for_it_clean(folder):
+    """From passages to a batch: mBART's two sides."""
+    text = spec(folder, sentences=True)
+    said = replace(text, field="target", sign="first", words_of="text")
+    line = Passage("fr", "kalo minu ertas. kalo kalo minu! ertas minu kalo? minu ertas kalo.")
+    sample = {"text": (line,), "target": (line,)}
+    units = {"text": text.decode(sample, RNG), "target": said.decode(sample, RNG)}
+    objective = replace(denoise(hide=MBART), transform=False)
+    collator = Collator({"text": text, "target": said}, {"denoise": objective}, seed=1)
+    sign, mask = text.vocab.signs["fr_XX"], text.vocab.mask
+    clean = units["target"].content["token"].tolist()
+    seen = set()
+    for number in range(20):
+        example = Example(key=str(number), sample=str(number), epoch=0, units=units, labels={})
+        batch = collator.batch([example], ("denoise",), 1, others=False)
+        streams = batch.views["denoise"].streams
+        read = streams["text"].content["token"].tolist()
+        assert read[-2:] == [text.vocab.end, sign]
+        assert mask in read
+        assert len(read) < len(clean)
+        assert set(read) - {mask} <= set(clean)
+        # what is said begins with the language; each unit is asked for the next, up to the end
+        assert streams["target"].content["token"].tolist() == clean
+        assert clean[0] == sign
+        aim = batch.aims["denoise"]
+        assert aim.index.tolist() == list(range(len(clean) - 1))
+        assert aim.value.tolist() == clean[1:]
+        seen.add(tuple(read))
+    assert len(seen) > 10
