@@ -129,7 +129,7 @@ class CrossloomModel(nn.Module):
                 f"give them one momentum, not {', '.join(map(str, sorted(momenta)))}"  # type: ignore[type-var]
             )
         owners = {self.owner[s]: None for o in asking.values() for s in o.view.streams}
-        if any(self._embedder(s).looks_at for s in owners):
+        if any(self._embedder(s).looks_at or self._embedder(s).lenders for s in owners):
             owners = dict.fromkeys(self.embed)  # they share parts
         depths = [o.depth for o in asking.values()]
         return Slow(

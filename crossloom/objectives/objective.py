@@ -150,10 +150,10 @@ class Objective(ABC):
                 raise ValueError(
                     f"view {self.view.name!r}: no stream {stream!r}; there are {offer}"
                 )
-        if self.scored in self.view.hide and self.view.hide[self.scored].merge:
+        if self.scored in self.view.hide and self.view.hide[self.scored].relaid:
             raise ValueError(
-                f"view {self.view.name!r} merges hidden runs of {self.scored!r}, so that its units "
-                "cannot be scored; score a second stream, tied to it, that shows the clean text"
+                f"view {self.view.name!r} merges, deletes or moves units of {self.scored!r}, which "
+                "cannot be scored then; score a second stream, tied to it, that shows it clean"
             )
 
     def check_others(self, others: Mapping[str, Objective]) -> None:
