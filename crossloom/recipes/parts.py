@@ -1,0 +1,73 @@
+"""What published vision-language systems have in common: BERT, region features, data sets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from crossloom.modalities.regions import Regions
+from crossloom.modalities.text import Text
+from crossloom.models.plan import Plan
+from crossloom.models.presets import single_stream
+from crossloom.training.optim import Optim
+
+TEXT, IMAGE = "text", "image"
+#: Words, then what is seen: the two streams of most systems.
+STREAMS = (TEXT, IMAGE)
+
+
+def bert_text(*, limit: int, cased: bool = False, **changes: Any) -> Text:
+    """The text of BERT (Devlin et al. 2019): 30,522 ids, 28,996 with case; 512 positions, 2 types.
+
+    Args:
+        limit: most units of an example, specials included.
+        cased: the vocabulary of ``bert-base-cased``.
+        changes: other fields of :class:`~crossloom.modalities.text.Text`.
+    """
+    text = Text(
+        vocabulary=f"bert-base-{'cased' if cased else 'uncased'}/vocab.txt",
+        layout="wordpiece-cased" if cased else "wordpiece",
+        size=28_996 if cased else 30_522,
+        limit=limit,
+        positions=512,
+        segments=2,
+    )
+    return replace(text, **changes)
+
+
+def bert_plan(streams: tuple[str, ...] = STREAMS, *, large: bool = False) -> Plan:
+    """BERT's layers over streams that all read each other: 12 of 768, or 24 of 1024."""
+    if large:
+        plan = single_stream(streams, layers=24, width=1024, heads=16)
+    else:
+        plan = single_stream(streams, layers=12, width=768, heads=12)
+    return replace(plan, epsilon=1e-12)
+
+
+def butd(*, limit: int = 36, **changes: Any) -> Regions:
+    """Regions of the bottom-up-attention detector (Anderson et al. 2018): 2,048 numbers each.
+
+    1,601 classes with background (Visual Genome's 1,600 objects).
+
+    Args:
+        limit: most regions of an image.
+        changes: other fields of :class:`~crossloom.modalities.regions.Regions`.
+    """
+    return replace(Regions(features=2048, classes=1601, limit=limit), **changes)
+
+
+def bert_adam(rate: float, *, clip: float = 1.0) -> Optim:
+    """BERT's optimiser (Devlin et al. 2019, appendix A.2).
+
+    The original leaves out Adam's correction of the first steps, which warm-up makes small anyway.
+    """
+    return Optim(rate=rate, betas=(0.9, 0.999), epsilon=1e-6, decay=0.01, clip=clip)
+
+
+def train(*sources: str) -> tuple[str, ...]:
+    """The training shards of data sets, by the folders that conversions are written to.
+
+    ``coco``, ``visual-genome``, ``conceptual-captions``, ``flickr30k``, ``vqa``, ``gqa`` are named
+    after their converters (docs/data.md); ``sbu`` is made as Conceptual Captions are.
+    """
+    return tuple(f"{s}/train-*.tar" for s in sources)
