@@ -52,9 +52,9 @@ def wenlan() -> Recipe:
     0.07, both losses summed; section 3.2). Four layers more on each side, their mean, and two
     layers to 2,048 dimensions.
 
-    331.3 M parameters learn or follow: 165.7 M in the towers and projections, and their slow
-    copies. The released model has 182.2 M (and their copies), as it keeps the pooling's convolution
-    and the tower's classifier; the paper's thousand million are with larger towers. The 30 million
+    542,366,816 parameters, half of them slow copies. The released model has 547,637,808: with an
+    image classifier and a pooler of the text that nothing uses, without a norm over the cells. The
+    paper's thousand million are with larger towers. The 30 million
     Chinese pairs are not public. Batch, rate and steps are not in what is released: those here are
     ours.
     """
@@ -87,8 +87,8 @@ def wenlan() -> Recipe:
 
 
 def wenlan_tiny() -> Recipe:
-    """WenLan over the world: plain patches for the image tower, queues of 960, English captions."""
-    recipe = replace(wenlan(), objectives={CONTRAST: _queues(dim=128, queue=960)})
+    """WenLan over the world: plain patches for the image tower, queues of 256, English captions."""
+    recipe = replace(wenlan(), objectives={CONTRAST: _queues(dim=128, queue=256)})
     pairs = Component(shards="train-*.tar", reader=Texts(languages=("en",)), objectives=(CONTRAST,))
     return tiny(recipe, small_towers(norm="post"), {"pairs": pairs})
 
