@@ -26,6 +26,7 @@ class Mixture:
         seed: int,
         cycle: int = 1000,
         changes: Sequence[tuple[int, Mapping[str, float]]] = (),
+        alike: int = 1,
     ) -> None:
         """Set up the schedule.
 
@@ -34,13 +35,19 @@ class Mixture:
             seed: of the shuffle.
             cycle: micro-batches after which the schedule repeats.
             changes: (micro-batch, weights from there on), ascending; components left out weigh 0.
+            alike: so many micro-batches in a row are of one component, and count as one in a cycle;
+                changes must begin at a multiple of it.
 
         Raises:
             ValueError: no weight is positive, one is negative or of an unknown component, or the
-                changes do not ascend.
+                changes do not ascend, or begin among micro-batches that are alike.
         """
         self.names = tuple(weights)
+        self.alike = alike
         begins = [0, *(begin for begin, _ in changes)]
+        if any(begin % alike for begin in begins):
+            raise ValueError(f"changes of a mixture must begin at multiples of {alike}: {begins}")
+        begins = [begin // alike for begin in begins]
         if sorted(set(begins)) != begins:
             raise ValueError(f"changes of a mixture must ascend from micro-batch 1: {begins[1:]}")
         self._begins = begins
@@ -64,9 +71,11 @@ class Mixture:
 
     def at(self, micro: int) -> tuple[str, int]:
         """The component of a micro-batch, and its number among that component's own."""
-        which = bisect_right(self._begins, micro) - 1
-        component, before = self._cycles[which].at(micro - self._begins[which])
-        return self.names[component], int(self._given[which][component]) + before
+        turn, place = divmod(micro, self.alike)
+        which = bisect_right(self._begins, turn) - 1
+        component, before = self._cycles[which].at(turn - self._begins[which])
+        before += int(self._given[which][component])
+        return self.names[component], before * self.alike + place
 
 
 class _Cycle:

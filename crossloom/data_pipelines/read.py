@@ -271,8 +271,9 @@ class Parallel(Reader):
     """Field of the json: texts by language."""
     languages: tuple[str, ...] = ()
     second: str = ""
-    """Field of the second passage: any of its entries, half of the time in the same language.
-    Empty for the same text in another language."""
+    """Field of the second passage: any of its entries, half of the time in the same language; where
+    it is the first's field and language, another of the texts. Empty for the same text in another
+    language."""
     apart: bool = False
     """Give the second passage as a text of its own, ``"second"``, for another stream."""
     mismatch: float = 0.0
@@ -316,12 +317,16 @@ class Parallel(Reader):
         one = found[int(rng.integers(len(found)))]
         alike = one in others and rng.random() < 0.5
         other = one if alike else others[int(rng.integers(len(others)))]
-        passages = []
-        for name, language in ((self.of, one), (self.second, other)):
-            some = content[name][language]
-            text = _text(some[int(rng.integers(len(some)))], f"{name}.{language}")
-            passages.append(Passage(language, text))
-        return passages[0], passages[1]
+        some, rest = content[self.of][one], content[self.second][other]
+        number = int(rng.integers(len(some)))
+        # of the texts that the first was drawn from, the second is another, where there is one
+        alike = (self.second, other) == (self.of, one) and len(rest) > 1
+        further = int(rng.integers(len(rest) - alike))
+        further += int(alike and further >= number)
+        return (
+            Passage(one, _text(some[number], f"{self.of}.{one}")),
+            Passage(other, _text(rest[further], f"{self.second}.{other}")),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

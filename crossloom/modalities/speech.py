@@ -9,20 +9,22 @@ utterance. (Kaldi's fbank, which wav2vec-like systems use, differs in window and
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crossloom.batch import Stream
+from crossloom.modalities.byte_pairs import BytePairs
 from crossloom.modalities.modality import Embedder, Modality, Target
-from crossloom.modalities.text import Layout, vocabulary
+from crossloom.modalities.text import Layout, Vocabulary, vocabulary
+from crossloom.modalities.wordpiece import WordPiece
 from crossloom.units import Array, BadSample, Sample, Units, make_units
 
 #: Members looked for when ``field`` is ``"audio"``.
@@ -33,7 +35,7 @@ Word = tuple[str, float, float]
 QUIET = 1e-5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Speech(Modality):
     """Units of ``frames`` consecutive frames (four: 40 ms), without overlap.
 
@@ -65,6 +67,13 @@ class Speech(Modality):
     """Path of the text's SentencePiece model, for the target ``token``; needs ``words``."""
     layout: Layout = "own"
     """Of the vocabulary's ids."""
+    size: int = 0
+    """Number of ids the vocabulary must have, as in :class:`~crossloom.modalities.text.Text`: with
+    it, a model can be built without the file."""
+    lent: Mapping[Literal["token"], str] = dataclasses.field(default_factory=dict)
+    """``{token: text}``: what a word is called is scored with that stream's table of words, so that
+    written and spoken words have one vocabulary (SpeechBERT, section 3.3); else with a table of
+    the head's own."""
     seconds: float = 20.0
     """Of longer sound the first so many are used, in training as in evaluation."""
     dropout: float = 0.1
@@ -125,7 +134,7 @@ class Speech(Modality):
 
     def _tokens(self, spoken: Sequence[Word], starts: Array, count: int) -> Array:
         """First piece of each word at its first unit, -1 elsewhere: ``[N]`` int64."""
-        vocab = vocabulary(self.vocabulary, self.layout)
+        vocab = self._vocab
         token = np.full(count, -1, np.int64)
         for (text, _, _), start in zip(spoken, starts, strict=True):
             pieces = vocab.encode(text)
@@ -141,7 +150,7 @@ class Speech(Modality):
         """One silent unit."""
         zero = np.zeros((1, self.frames, self.bins), np.float32)
         targets: dict[str, Array] = {"mel": zero.reshape(1, -1).copy()}
-        targets |= {"token": np.zeros(1, np.int64)} if self.vocabulary else {}
+        targets |= {"token": np.zeros(1, np.int64)} if self._named else {}
         return make_units({"mel": zero}, targets=targets)
 
     def longest(self) -> int:
@@ -151,14 +160,28 @@ class Speech(Modality):
     def predictable(self) -> Mapping[str, Target]:
         """The unit's frames; the id of the word that begins."""
         offer = {"mel": Target(dim=self.frames * self.bins, form="vector")}
-        if self.vocabulary:
-            size = vocabulary(self.vocabulary, self.layout).size
-            offer["token"] = Target(dim=size, form="index")
+        if self._named:
+            offer["token"] = Target(dim=self.size or self._vocab.size, form="index")
         return offer
 
     def identity(self) -> str:
         """Of the vocabulary, where there is one."""
-        return vocabulary(self.vocabulary, self.layout).identity if self.vocabulary else ""
+        return self._vocab.identity if self.vocabulary else ""
+
+    @property
+    def _named(self) -> bool:
+        """Whether words have names to be predicted."""
+        return bool(self.vocabulary or self.size)
+
+    @property
+    def _vocab(self) -> Vocabulary | WordPiece | BytePairs:
+        found = vocabulary(self.vocabulary, self.layout)
+        if self.size and found.size != self.size:
+            raise ValueError(
+                f"{self.vocabulary}: has {found.size} ids, but the recipe says size: {self.size}; "
+                "give the vocabulary the model was made for, or set size to 0"
+            )
+        return found
 
     def embedder(self, width: int) -> SpeechEmbedder:
         """Two strided convolutions over the frames of each unit."""
@@ -262,6 +285,29 @@ class SpeechEmbedder(Embedder):
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(spec.dropout)
         self.register_buffer("position", sinusoids(spec.longest(), width), persistent=False)
+        self.spec = spec
+        self._names: tuple[Embedder, ...] = ()
+
+    def borrow(self, embedders: Mapping[str, Embedder]) -> None:
+        """Take the table of words from the stream that ``Speech.lent`` names.
+
+        Raises:
+            ValueError: there is no such stream, or its words are other ones.
+        """
+        for part, stream in self.spec.lent.items():
+            owner = embedders.get(stream)
+            table = owner.tied(part) if owner is not None else None
+            if owner is None or table is None:
+                raise ValueError(f"lent.{part}: stream {stream!r} has no table of words to lend")
+            offer = self.spec.predictable()
+            if part not in offer or len(table) != offer[part].dim:
+                ids = offer[part].dim if part in offer else 0
+                raise ValueError(
+                    f"lent.{part}: {stream!r} has {len(table)} words, spoken ones are named by "
+                    f"{ids}; give both one vocabulary"
+                )
+            # in a tuple, so that the table stays registered with its owner alone
+            self._names = (owner,)
 
     def forward(self, stream: Stream) -> Tensor:
         """``[N, width]``."""
@@ -271,6 +317,10 @@ class SpeechEmbedder(Embedder):
         x = torch.where(stream.hidden[:, None], self.mask, x)
         place: Tensor = self.position  # type: ignore[assignment]
         return self.dropout(self.norm(x + place[stream.position]))
+
+    def tied(self, target: str) -> Tensor | None:
+        """The table of words that is lent, for the target ``token``."""
+        return self._names[0].tied(target) if target == "token" and self._names else None
 
 
 def sinusoids(count: int, width: int) -> Tensor:

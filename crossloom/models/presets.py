@@ -146,7 +146,7 @@ def cross_encoder(
 
 def encoder_decoder(
     source: str | tuple[str, ...],
-    target: str,
+    target: str | tuple[str, ...],
     *,
     layers: int = 12,
     decoder_layers: int | None = None,
@@ -161,7 +161,8 @@ def encoder_decoder(
 
     Args:
         source: one stream, or several read together with one set of weights.
-        target: the stream that is generated.
+        target: the stream that is generated; of several, said with one set of weights, none reads
+            another (XGPT: words, and features of regions).
         layers, decoder_layers: of the sources, and of the target (as many when None).
         width, heads, hidden, norm, dropout: see :class:`~crossloom.models.plan.Plan`.
         tied: the decoder reads itself and feeds forward with the encoder's weights, layer by
@@ -171,10 +172,12 @@ def encoder_decoder(
         ValueError: tied halves of different depth.
     """
     sources = (source,) if isinstance(source, str) else source
+    targets = (target,) if isinstance(target, str) else target
     depth = layers if decoder_layers is None else decoder_layers
     if tied and depth != layers:
         raise ValueError(f"tied halves have one depth, not {layers} and {depth} layers")
     together = tied or len(sources) > 1
+    alike = tied or len(targets) > 1
 
     def named(number: int, what: str) -> str:
         return f"{what}-{number}" if tied else ""
@@ -194,19 +197,22 @@ def encoder_decoder(
         Layer(
             blocks=(
                 Attend(
-                    reads={target: (target,)},
-                    causal=(target,),
-                    shared=tied,
+                    reads={t: (t,) for t in targets},
+                    causal=targets,
+                    shared=alike,
                     tied=named(n, "attend"),
                 ),
-                Attend(reads={target: sources}, shared=len(sources) > 1),
-                Feed(streams=(target,), shared=tied, tied=named(n, "feed")),
+                Attend(
+                    reads=dict.fromkeys(targets, sources),
+                    shared=len(sources) + len(targets) > 2,
+                ),
+                Feed(streams=targets, shared=alike, tied=named(n, "feed")),
             )
         )
         for n in range(depth)
     )
     plan = encoder + decoder
-    return _plan((*sources, target), plan, width, heads, hidden, norm, dropout)
+    return _plan((*sources, *targets), plan, width, heads, hidden, norm, dropout)
 
 
 def _plan(

@@ -110,8 +110,8 @@ def multilingual_clip() -> Recipe:
 def multilingual_clip_tiny() -> Recipe:
     """Multilingual CLIP over the world: captions in ten languages, most of them English.
 
-    With fewer in English (LAION-5B: two fifths) it takes more than minutes. Both sides are pre-norm: at this size a post-norm text tower learns
-    nothing within minutes beside a pre-norm image tower.
+    With fewer (LAION-5B: two fifths) it takes longer than minutes. Both sides are pre-norm: at this
+    size a post-norm text tower learned nothing beside an image tower.
     """
     recipe = replace(multilingual_clip(), objectives={CONTRAST: _means(dim=128, hidden=112)})
     pairs = replace(recipe.mixture["pairs"], reader=Texts(weights=MOSTLY_ENGLISH))

@@ -71,3 +71,8 @@ def train(*sources: str) -> tuple[str, ...]:
     after their converters (docs/data.md); ``sbu`` is made as Conceptual Captions are.
     """
     return tuple(f"{s}/train-*.tar" for s in sources)
+
+
+def tiny_plan(streams: tuple[str, ...] = STREAMS) -> Plan:
+    """BERT's kind of layers for the world's small recipes: 3 of 128."""
+    return single_stream(streams, layers=3, width=128, heads=4)

@@ -98,7 +98,16 @@ def small(modality: Modality) -> Modality:
         return replace(modality, size=96, patch=16, tower="", weights="", dropout=0.0)
     if isinstance(modality, Speech):
         vocabulary = "tokenizer.model" if modality.vocabulary else ""
-        return replace(modality, seconds=4.0, vocabulary=vocabulary, layout="own", dropout=0.0)
+        return replace(
+            modality, seconds=4.0, vocabulary=vocabulary, layout="own", size=0, dropout=0.0
+        )
     if isinstance(modality, Codes):
-        return replace(modality, size=73, limit=20, codebook="world", dropout=0.0)
+        return replace(
+            modality,
+            size=73,
+            limit=20,
+            stride=min(2, modality.stride),
+            codebook="world",
+            dropout=0.0,
+        )
     return modality

@@ -152,6 +152,10 @@ class Recipe:
     other weights or further components gets one at that step, so that what was is still known."""
     micro: int = 1
     """Micro-batches of a step, over all processes: the global batch is examples × micro."""
+    alike: bool = False
+    """All micro-batches of a step are of one component (UNITER, 12-in-1: one task is drawn
+    for a step). Otherwise a step mixes components, and as each objective is averaged over its own
+    slots, one drawn more rarely weighs as much in a step as another."""
     fused: int = 0
     """Micro-batches run in one forward pass on a process; 0 for all of its share."""
     seed: int = 0

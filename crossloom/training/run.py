@@ -38,6 +38,7 @@ def make_stack(recipe: Recipe) -> Stack:
         {n: c.weight for n, c in recipe.mixture.items()},
         seed=recipe.seed,
         changes=[(p.step * recipe.micro, p.weights) for p in recipe.phases],
+        alike=recipe.micro if recipe.alike else 1,
     )
     collator = Collator(recipe.modalities, recipe.objectives, recipe.seed)
     return Stack(parts, mixture, collator, recipe.examples)
@@ -88,7 +89,7 @@ def continued(recipe: Recipe, before: Recipe, step: int) -> Recipe:
         RecipeError: the seed, the size of batches or a component's data changed.
     """
     advice = "start a new run from the weights with start=RUN"
-    for name in ("seed", "examples", "micro", "readers", "window"):
+    for name in ("seed", "examples", "micro", "alike", "readers", "window"):
         was, now = getattr(before, name), getattr(recipe, name)
         if was != now:
             raise RecipeError(f"{name}: {was} when the run began, now {now}; {advice}")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from crossloom.batch import Stream, ViewBatch
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.modalities.speech import Speech, decode_sound, log_mel, mel_filters, normalise
-from crossloom.modalities.text import vocabulary
+from crossloom.modalities.text import Text, vocabulary
 from crossloom.testing import check_modality
 from crossloom.units import BadSample, keyed_rng
 
@@ -263,6 +263,40 @@ def test_a_hidden_word_is_asked_for_its_first_piece(world):
     assert spec.predictable()["token"].dim == vocab.size
     assert spec.identity() == vocab.identity
     check_modality(spec, spoken_words(words))
+
+
+def test_spoken_words_are_scored_with_the_texts_table():
+    spec = replace(SPEC, words=True, size=50, lent={"token": "text"})
+    text = Text(vocabulary="nowhere", layout="wordpiece", size=50)
+    assert spec.predictable()["token"].dim == 50  # without the file
+    table, own = text.embedder(8), spec.embedder(8)
+    assert own.tied("token") is None
+    own.borrow({"text": table, "speech": own})
+    assert own.tied("token") is table.token.weight
+    assert own.tied("mel") is None
+    assert not any("token" in name for name, _ in own.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "ids", "said"),
+    [
+        ({"lent": {"token": "words"}}, 50, "stream 'words' has no table of words to lend"),
+        ({}, 40, "'text' has 40 words, spoken ones are named by 50"),
+        ({"size": 0}, 50, "spoken ones are named by 0"),
+    ],
+)
+def test_tables_that_cannot_be_lent(changes, ids, said):
+    spec = replace(SPEC, words=True, size=50, lent={"token": "text"})
+    text = Text(vocabulary="nowhere", layout="wordpiece", size=ids)
+    with pytest.raises(ValueError, match=said):
+        replace(spec, **changes).embedder(8).borrow({"text": text.embedder(8)})
+
+
+def test_the_vocabulary_has_the_size_that_is_stated(world):
+    path = str(world / "tokenizer.model")
+    spec = replace(SPEC, words=True, vocabulary=path, size=7)
+    with pytest.raises(ValueError, match="the recipe says size: 7"):
+        spec.identity()
 
 
 @pytest.mark.parametrize(

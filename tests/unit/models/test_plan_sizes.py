@@ -109,3 +109,15 @@ def test_halves_that_share_their_weights():
     assert count(free) - count(tied) == 6 * layer
     with pytest.raises(ValueError, match="one depth, not 6 and 3"):
         encoder_decoder("image", "text", layers=6, decoder_layers=3, tied=True)
+
+
+def test_several_streams_said_with_one_set_of_weights():
+    one = encoder_decoder(("image", "noised"), "text", layers=2, tied=True)
+    two = encoder_decoder(("image", "noised"), ("text", "regions"), layers=2, tied=True)
+    assert count(two) == count(one)
+    own, crossed = (two.layers[2].blocks[n] for n in (0, 1))
+    assert own.reads == {"text": ("text",), "regions": ("regions",)}
+    assert own.causal == ("text", "regions")
+    assert crossed.reads == dict.fromkeys(("text", "regions"), ("image", "noised"))
+    free = encoder_decoder("image", ("text", "regions"), layers=2)
+    assert count(free) == count(encoder_decoder("image", "text", layers=2))

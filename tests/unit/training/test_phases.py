@@ -29,6 +29,33 @@ def test_each_component_goes_on_where_it_was():
     assert seen["c"] > 0
 
 
+def test_micro_batches_of_a_step_can_be_of_one_component():
+    changes = [(40, {"b": 1, "c": 1})]
+    mixture = Mixture({"a": 3, "b": 1, "c": 0}, seed=1, cycle=8, changes=changes, alike=4)
+    seen, steps = {"a": 0, "b": 0, "c": 0}, []
+    for micro in range(120):
+        name, before = mixture.at(micro)
+        assert before == seen[name]
+        seen[name] += 1
+        if micro % 4 == 0:
+            steps.append(name)
+        assert name == steps[-1]
+    assert [steps[:8].count(n) for n in "abc"] == [6, 2, 0]
+    assert [steps[10:18].count(n) for n in "abc"] == [0, 4, 4]
+    with pytest.raises(ValueError, match="multiples of 4"):
+        Mixture({"a": 1}, seed=0, changes=[(6, {"a": 1})], alike=4)
+
+
+def test_a_step_mixes_components_unless_told_otherwise(world):
+    recipe = replace(tiny_recipe(world), micro=4)
+    for alike in (False, True):
+        stack = make_stack(replace(recipe, alike=alike).located())
+        kinds = [{stack.places(4 * s + n)[0] for n in range(4)} for s in range(12)]
+        assert all(len(k) == 1 for k in kinds) == alike
+    with pytest.raises(RecipeError, match="alike: False when the run began"):
+        continued(replace(recipe, alike=True), recipe, 3)
+
+
 def test_before_a_change_everything_is_as_without_it():
     plain = Mixture({"a": 3, "b": 1}, seed=5)
     changed = Mixture({"a": 3, "b": 1}, seed=5, changes=[(500, {"b": 1})])
