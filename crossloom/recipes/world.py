@@ -16,6 +16,7 @@ from crossloom.modalities.regions import Regions
 from crossloom.modalities.speech import Speech
 from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
+from crossloom.models.presets import Norm, Tower, towers
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
@@ -64,6 +65,20 @@ def tiny(
         log_every=50,
         save_every=1000,
     )
+
+
+def small_towers(*, causal: tuple[str, ...] = (), norm: Norm = "pre") -> Plan:
+    """A small plan of two towers, of text and of image, which differ in width as published ones do.
+
+    Args:
+        causal: streams read left to right.
+        norm: of the plan.
+    """
+    sizes = {
+        "text": Tower(layers=3, width=96, heads=4, hidden=384),
+        "image": Tower(layers=3, width=128, heads=4, hidden=512),
+    }
+    return towers(sizes, causal=causal, norm=norm)
 
 
 def small(modality: Modality) -> Modality:
