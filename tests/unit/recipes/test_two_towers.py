@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from crossloom.training.summary import parameters
 
 from crossloom.batch import AimBatch
 from crossloom.interop import clip as clip_files
@@ -18,7 +19,6 @@ from crossloom.objectives.contrast import Deep
 from crossloom.recipes import clip, siglip, wenlan
 from crossloom.training.optim import Optim, freeze
 from crossloom.training.recipe import from_dict, to_dict
-from crossloom.training.summary import parameters
 
 BOTH = ("text", "image")
 PUBLISHED = {
