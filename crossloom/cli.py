@@ -278,18 +278,18 @@ def list_recipes(
 ) -> None:
     """All recipes: what each says of itself, its plan, streams, objectives and parameters."""
     from crossloom.plugins import listed
-    from crossloom.training import summary
+    from crossloom.training import overview
 
     plugins = listed("recipe")
     if page is not None:
         own = [p for p in plugins if p.target.startswith("crossloom.")]
-        summary.page([summary.entry(p) for p in own], page)
+        overview.page([overview.entry(p) for p in own], page)
         console.print(f"wrote {page / 'recipes.md'} with {len(own)} recipes")
         return
     table = Table("recipe", "what it is", "plan", "streams", "objectives", "parameters", "from")
     for plugin in plugins:
         try:
-            one = summary.entry(plugin)
+            one = overview.entry(plugin)
         except ValueError as error:
             # another package's broken recipe must not hide the others
             table.add_row(plugin.name, f"[red]{_plain(error)}[/]", "", "", "", "", plugin.origin)
@@ -327,7 +327,7 @@ def show_recipe(
 def _print_tables(recipe: Any) -> None:
     from rich.console import Console
 
-    from crossloom.training.summary import tables
+    from crossloom.training.overview import tables
 
     out = Console()
     for title, headings, rows in tables(recipe.located()):

@@ -11,7 +11,7 @@ import numpy as np
 from crossloom.batch import AimBatch, Batch, Stream, ViewBatch
 from crossloom.modalities.modality import Modality
 from crossloom.objectives.objective import Aim, Objective
-from crossloom.objectives.view import Laid, Shown, View, draw_fates, draw_merged, follow
+from crossloom.objectives.view import Laid, Shown, View, draw_fates, draw_relaid, follow
 from crossloom.units import Array, Fate, Units, keyed_rng
 
 
@@ -66,8 +66,8 @@ def exhibit(
             content[stream] = these.content
         else:
             some = these
-            if hide.merge:
-                fate[stream], laid[stream] = draw_merged(these, hide, rng)
+            if hide.relaid:
+                fate[stream], laid[stream] = draw_relaid(these, hide, rng)
                 some, seen = _pick(these, laid[stream]), laid[stream].fate
             else:
                 fate[stream] = seen = draw_fates(these, hide, rng)

@@ -17,13 +17,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from crossloom.data_pipelines.layouts import adapt
+from crossloom.data_pipelines.links import Links, picture_size
 from crossloom.data_pipelines.shards import Entry
 from crossloom.data_pipelines.stretches import Length, stretches
 from crossloom.data_pipelines.summary import Listed, one
 from crossloom.data_pipelines.tags import Tags
 from crossloom.data_pipelines.tars import UNREAD
-from crossloom.modalities.pictures import EXTENSIONS, image_size
-from crossloom.modalities.regions import read_arrays
 from crossloom.units import BadSample, Passage, Sample
 
 Labels = Mapping[str, Any]
@@ -149,6 +148,8 @@ class Texts(Reader):
     all_texts: bool = False
     tags: Tags | None = None
     """Object tags, given as another text, ``"tags"``."""
+    links: Links | None = None
+    """Words that name a region refer to it."""
     copies: tuple[str, ...] = ()
     """Further members that hold the same passage, for streams of their own: what an encoder shows
     corrupted, a decoder says clean."""
@@ -195,6 +196,8 @@ class Texts(Reader):
             language = found[int(rng.choice(len(found), p=share))]
             text = texts[language][int(rng.integers(len(texts[language])))]
         passage = Passage(language, _text(text, f"{self.of}.{language}"))
+        if self.links:
+            passage = self.links.named(passage, members, content)
         tags = self.tags.read(members, content) if self.tags else {}
         given = dict.fromkeys(("text", *self.copies), (passage,))
         labels = {
@@ -339,6 +342,15 @@ class Questions(Reader):
     """Read questions without answers too: of tests whose answers are kept back."""
     tags: Tags | None = None
     """Object tags, given as another text, ``"tags"``."""
+    links: Links | None = None
+    """Words that name a region refer to it."""
+    answer: str = ""
+    """Member that holds the best answer, as a text of its own: ``tags`` where a question and its
+    answer are read as a caption and its tags are (Oscar+)."""
+
+    def __post_init__(self) -> None:
+        if self.tags and self.answer == "tags":
+            raise ValueError("questions: tags and answer would be one text; leave one of them out")
 
     def items(self, entry: Entry) -> int:
         """The number of questions."""
@@ -357,6 +369,8 @@ class Questions(Reader):
         found = _choose(_field(question, "text"), self.languages, "questions.text")
         language = found[int(rng.integers(len(found)))]
         passage = Passage(language, _text(question["text"][language], "questions.text"))
+        if self.links:
+            passage = self.links.named(passage, members, content)
         labels = {
             "answers": question.get("answers", {})
             if self.unanswered
@@ -366,8 +380,12 @@ class Questions(Reader):
             "language": language,
             "text": passage.text,
         }
-        tags = self.tags.read(members, content) if self.tags else {}
-        return {**members, "text": (passage,), **tags}, labels
+        others = self.tags.read(members, content) if self.tags else {}
+        if self.answer:
+            answers = _field(question, "answers")
+            best = _text(max(answers, key=answers.__getitem__), "questions.answers")
+            others = {**others, self.answer: (Passage(language, best),)}
+        return {**members, "text": (passage,), **others}, labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,6 +449,9 @@ class Refers(Reader):
 
     kind: ClassVar[str] = "refers"
     languages: tuple[str, ...] = ()
+    links: Links | None = None
+    """The whole expression refers to the region of its box, which it thereby tells: to learn from
+    such pairs, not to find the box."""
 
     def items(self, entry: Entry) -> int:
         """The number of expressions."""
@@ -453,7 +474,9 @@ class Refers(Reader):
         found = _choose(_field(refer, "text"), self.languages, "refers.text")
         language = found[int(rng.integers(len(found)))]
         passage = Passage(language, _text(refer["text"][language], "refers.text"))
-        width, height = _picture_size(content, members)
+        if self.links:
+            passage = self.links.whole(passage, _field(refer, "box"), members, content)
+        width, height = picture_size(content, members)
         x1, y1, x2, y2 = (float(x) for x in _field(refer, "box"))
         labels = {
             "box": [x1 / width, y1 / height, x2 / width, y2 / height],
@@ -464,19 +487,6 @@ class Refers(Reader):
             "text": passage.text,
         }
         return {**members, "text": (passage,)}, labels
-
-
-def _picture_size(content: Mapping[str, Any], members: Mapping[str, bytes]) -> tuple[float, float]:
-    """Width and height in pixels: as the json says, else the picture, else the regions."""
-    if content.get("size"):
-        return float(content["size"]["width"]), float(content["size"]["height"])
-    for name in EXTENSIONS:
-        if name in members:
-            return image_size(members[name], name)
-    size = read_arrays(members, "regions.npz").get("size")
-    if size is None or size.size != 2:
-        raise BadSample("missing field", "json has no 'size' of the picture, which boxes need")
-    return float(size[0]), float(size[1])
 
 
 @dataclass(frozen=True, kw_only=True)

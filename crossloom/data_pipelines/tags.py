@@ -7,7 +7,7 @@ to the captions' stream: ``replace(text, field="tags", segment=1)``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +43,9 @@ class Tags:
             BadSample: "no tags": nothing is named.
         """
         if self.names:
-            found = list(_of_regions(read_arrays(members, self.of), class_names(self.names)))
+            names = class_names(self.names)
+            labels = classes_of(read_arrays(members, self.of), names)
+            found: list[Any] = [names[label] for label in labels if label]
         else:
             named = content.get(self.of) or ()
             found = [x.get("label", "") if isinstance(x, Mapping) else x for x in named]
@@ -53,7 +55,12 @@ class Tags:
         return {"tags": (Passage(self.language, " ".join(once)),)}
 
 
-def _of_regions(arrays: Mapping[str, Any], names: tuple[str, ...]) -> Iterable[str]:
+def classes_of(arrays: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
+    """The class of each region, 0 for background; the likeliest other where no label is given.
+
+    Raises:
+        BadSample: there are no classes, or more than names.
+    """
     if "labels" in arrays:
         label = arrays["labels"]
     elif "probabilities" in arrays:
@@ -63,8 +70,7 @@ def _of_regions(arrays: Mapping[str, Any], names: tuple[str, ...]) -> Iterable[s
     for number in label.tolist():
         if not 0 <= number < len(names):
             raise BadSample("wrong shape", f"label {number}; there are names for {len(names)}")
-        if number:
-            yield names[number]
+    return list(label.tolist())
 
 
 @lru_cache(maxsize=8)

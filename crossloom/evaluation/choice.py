@@ -118,7 +118,7 @@ class Choice(Task):
         records = []
         for key, label, row in zip(keys, labels, chance, strict=True):
             best = int(row.argmax())
-            predicted = objective.classes[best]
+            predicted = objective.names()[best]
             given = label[self.label]
             scores = {given: 1.0} if isinstance(given, str) else given
             records.append(

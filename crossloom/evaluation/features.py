@@ -63,7 +63,7 @@ def features(
     *,
     size: int = 128,
 ) -> Tensor:
-    """Unit vectors ``[E, dim]`` of one stream, shown by itself, on the CPU.
+    """Vectors ``[E, dim]`` of one stream, shown by itself, on the CPU; see ``ContrastHead``.
 
     Args:
         model: in any mode; evaluated without dropout.
@@ -78,10 +78,12 @@ def features(
     collator = evaluation_collator(recipe)
     view = View(name="features", streams=(stream,), apart=True)
     device = next(model.parameters()).device
+    layers = (head.layer,) if head.layer else ()
     model.eval()
     rows = []
     with torch.inference_mode():
         for begin in range(0, len(examples), size):
             shown = collator.show(view, examples[begin : begin + size])
-            rows.append(head.features(model.encode(shown.to(device)), stream).float().cpu())
+            encoded = model.encode(shown.to(device), layers=layers)
+            rows.append(head.features(encoded, stream).float().cpu())
     return torch.cat(rows)

@@ -70,7 +70,7 @@ def say(
         shown.to(next(model.parameters()).device),
         end=vocab.end,
         search=search,
-        never=(vocab.begin, vocab.pad, vocab.unknown, vocab.mask),
+        never=tuple(n for n in (vocab.begin, vocab.pad, vocab.unknown, vocab.mask) if n >= 0),
     )
     return [[Sentence(vocab.decode(s.units), s.score) for s in some] for some in found]
 

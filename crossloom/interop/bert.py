@@ -98,7 +98,7 @@ def write(
     Raises:
         ValueError: the recipe's model is not one of BERT's.
     """
-    require(list(recipe.modalities) == [_stream(recipe)], "it has further streams")
+    require(list(recipe.modalities) == [one_text(recipe)], "it has further streams")
     require(recipe.plan == _plan(recipe), "its layers are not those of BERT")
     masked, matched = _heads(recipe)
     names = {
@@ -112,13 +112,18 @@ def write(
     config = {
         "model_type": "bert",
         "architectures": [architecture],
-        **config_of(recipe, _stream(recipe)),
+        **config_of(recipe, one_text(recipe)),
         "num_hidden_layers": len(recipe.plan.layers),
     }
     return config, write_all(_rules(recipe, prefix), weights)
 
 
-def _stream(recipe: Recipe) -> str:
+def one_text(recipe: Recipe) -> str:
+    """Name of the recipe's one stream of text.
+
+    Raises:
+        ValueError: it has none, or several.
+    """
     texts = [s for s, m in recipe.modalities.items() if isinstance(m, Text)]
     require(len(texts) == 1, "it has not one text stream")
     return texts[0]
@@ -126,7 +131,7 @@ def _stream(recipe: Recipe) -> str:
 
 def _plan(recipe: Recipe) -> Plan:
     """BERT's plan of the recipe's size."""
-    plan, text = recipe.plan, _stream(recipe)
+    plan, text = recipe.plan, one_text(recipe)
     return shaped(
         single_stream((text,), layers=len(plan.layers), width=plan.widths[text], heads=plan.heads),
         plan,
@@ -135,14 +140,14 @@ def _plan(recipe: Recipe) -> Plan:
 
 def _heads(recipe: Recipe) -> tuple[str | None, str | None]:
     """Names of the objectives on hidden words and on next sentences."""
-    text = _stream(recipe)
+    text = one_text(recipe)
     masked = first(recipe, Reconstruct, lambda o: o.stream == text and o.target == "token")
     matched = first(recipe, Match, lambda o: o.pooled == (text,) and o.pool == "first")
     return masked, matched
 
 
 def _rules(recipe: Recipe, prefix: str) -> list[Rule]:
-    text, (masked, matched) = _stream(recipe), _heads(recipe)
+    text, (masked, matched) = one_text(recipe), _heads(recipe)
     rules = embedding(text, f"{prefix}embeddings")
     for number in range(len(recipe.plan.layers)):
         rules += layer(number, "shared", f"{prefix}encoder.layer.{number}")
@@ -235,10 +240,18 @@ def config_of(recipe: Recipe, stream: str) -> dict[str, Any]:
     Raises:
         ValueError: the text is embedded otherwise than there.
     """
-    text, plan = recipe.modalities[stream], recipe.plan
+    text = recipe.modalities[stream]
     assert isinstance(text, Text)
     plain = text.segments > 1 and not (text.languages or text.offset or text.looks_at)
+    plain = plain and not (text.constant or text.words_of or text.scaled)
     require(plain, "text is embedded otherwise than as tokens, positions and segments")
+    return {**sizes(recipe, stream), "type_vocab_size": text.segments}
+
+
+def sizes(recipe: Recipe, stream: str) -> dict[str, Any]:
+    """What the configurations of BERT's and RoBERTa's descendants have in common."""
+    text, plan = recipe.modalities[stream], recipe.plan
+    assert isinstance(text, Text)
     return {
         "vocab_size": text.predictable()["token"].dim,
         "hidden_size": plan.widths[stream],
@@ -247,8 +260,7 @@ def config_of(recipe: Recipe, stream: str) -> dict[str, Any]:
         "hidden_act": plan.activation,
         "hidden_dropout_prob": plan.dropout,
         "attention_probs_dropout_prob": plan.dropout,
-        "max_position_embeddings": text.positions or text.limit,
-        "type_vocab_size": text.segments,
+        "max_position_embeddings": text.positions or text.offset + text.limit,
         "layer_norm_eps": plan.epsilon,
     }
 

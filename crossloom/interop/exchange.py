@@ -249,7 +249,8 @@ def export_run(run: Path, to: str, out: Path, family: str = "") -> Report:
 
 def _vocabulary_name(path: Path, modality: Any) -> str:
     """What the other library calls a vocabulary of this layout."""
-    known = {"xlm-r": "sentencepiece.bpe.model", "siglip": "spiece.model"}
+    pieces = "sentencepiece.bpe.model"
+    known = {"xlm-r": pieces, "mbart": pieces, "siglip": "spiece.model"}
     layout = str(getattr(modality, "layout", ""))
     if layout.startswith("wordpiece"):
         return "tokenizer.json" if path.read_bytes()[:1] == b"{" else "vocab.txt"

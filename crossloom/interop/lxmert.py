@@ -183,7 +183,7 @@ def write(
         "visual_pos_dim": regions.box,
         "num_object_labels": regions.classes,
         "num_attr_labels": regions.attributes,
-        "num_qa_labels": len(answers.classes) if isinstance(answers, Classify) else 0,
+        "num_qa_labels": len(answers.names()) if isinstance(answers, Classify) else 0,
         "task_qa": "answers" in heads,
         "task_obj_predict": any(t in heads for t in _REGIONS),
         **{f"visual_{name}_loss": target in heads for target, name in _REGIONS.items()},

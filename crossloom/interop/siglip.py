@@ -50,6 +50,38 @@ OPTIM = Optim(rate=1e-3, betas=(0.9, 0.95), decay=1e-4)
 HALF = (0.5, 0.5, 0.5)
 
 
+def siglip_text(ids: int, limit: int, vocabulary: str = "") -> Text:
+    """SigLIP's text: filled up to the limit, and no norm over the embedding.
+
+    Args:
+        ids: size of the vocabulary.
+        limit: units of every text.
+        vocabulary: its ``spiece.model``, if it is at hand.
+    """
+    return Text(
+        vocabulary=vocabulary, layout="siglip", size=ids, limit=limit, filled=True, norm=False,
+        dropout=0.0,
+    )  # fmt: skip
+
+
+def siglip_patches(side: int, patch: int) -> Patches:
+    """SigLIP's patches: positions, but neither a class token nor a norm."""
+    return Patches(size=side, patch=patch, summary=False, norm=False, mean=HALF, deviation=HALF)
+
+
+def siglip_contrast(dim: int, probe: Probe) -> Contrast:
+    """SigLIP's objective: the text's last unit against what a probe reads of the picture."""
+    return Contrast(
+        view=View(name="itc", streams=(TEXT, IMAGE), apart=True),
+        pair=(TEXT, IMAGE),
+        form="sigmoid",
+        dim=dim,
+        pools={TEXT: "last", IMAGE: probe},
+        projections={TEXT: "affine", IMAGE: "none"},
+        temperature=0.1,
+    )
+
+
 def read(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path
 ) -> tuple[Recipe, dict[str, Tensor]]:
@@ -77,38 +109,19 @@ def read(
         hidden=vision["intermediate_size"],
         exact=kind == "gelu",
     )
-    contrast = Contrast(
-        view=View(name="itc", streams=(TEXT, IMAGE), apart=True),
-        pair=(TEXT, IMAGE),
-        form="sigmoid",
-        dim=text.get("projection_size") or text["hidden_size"],
-        pools={TEXT: "last", IMAGE: probe},
-        projections={TEXT: "affine", IMAGE: "none"},
-        temperature=0.1,
-    )
     vocabulary = folder / "spiece.model"
     found = recipe(
         "siglip",
-        Text(
-            vocabulary=str(vocabulary) if vocabulary.is_file() else "",
-            layout="siglip",
-            size=text["vocab_size"],
-            limit=text["max_position_embeddings"],
-            filled=True,
-            norm=False,
-            dropout=0.0,
+        siglip_text(
+            text["vocab_size"],
+            text["max_position_embeddings"],
+            str(vocabulary) if vocabulary.is_file() else "",
         ),
-        statistics(
-            folder,
-            Patches(
-                size=vision["image_size"], patch=vision["patch_size"], summary=False, norm=False,
-                mean=HALF, deviation=HALF,
-            ),
-        ),
+        statistics(folder, siglip_patches(vision["image_size"], vision["patch_size"])),
         plan,
-        contrast,
+        siglip_contrast(text.get("projection_size") or text["hidden_size"], probe),
         OPTIM,
-    )  # fmt: skip
+    )
     return found, read_all(_rules(parts_of(found), plan), weights)
 
 

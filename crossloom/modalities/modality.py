@@ -38,6 +38,8 @@ class Target:
 class Embedder(nn.Module, ABC):
     """Turns the units of a stream into vectors."""
 
+    lenders: tuple[str, ...] = ()
+    """Streams whose embedders lend parts to this one (:meth:`borrow`)."""
     looks_at: tuple[str, ...] = ()
     """Other streams of the view whose content the embedding of this one uses: an image's feature
     on its caption's words. Where there are any, ``forward`` is given a second argument, those of

@@ -7,6 +7,10 @@ These id layouts are read:
 - ``xlm-r``: an existing ``sentencepiece.bpe.model`` read with the layout of XLM-R: the model's ids
   are shifted by one, the four specials take 0..3 and ``<mask>`` comes last
   (``transformers: tokenization_xlm_roberta.py``).
+- ``mbart``: the same file with mBART's ids: after the model's pieces come 25 language tokens, and
+  ``<mask>`` last (``transformers: tokenization_mbart.py``). Nothing begins a text but its language,
+  or ends it (``sign``): what is read is ``X </s> <language>``, what is said
+  ``<language> X </s>``.
 - ``wordpiece`` and ``wordpiece-cased``: BERT's ``vocab.txt``, as its uncased and cased models read
   it (:mod:`crossloom.modalities.wordpiece`; needs the package ``tokenizers``).
 - ``clip``: CLIP's byte pairs, which need no file (:mod:`crossloom.modalities.byte_pairs`).
@@ -44,10 +48,20 @@ from crossloom.units import Array, BadSample, Fate, Passage, Sample, Units, make
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
+#: What ends a sentence, and what may close after it.
+_STOPS = (".", "!", "?", "…", "。", "！", "？", "।", "؟", "۔", "።")
+_CLOSING = "\"'”’»)]」』）"
+
 #: Layouts without a mask: nothing of theirs can be hidden.
 _MASKLESS = ("clip", "siglip")
 
-Layout = Literal["own", "xlm-r", "wordpiece", "wordpiece-cased", "clip", "siglip"]
+Layout = Literal["own", "xlm-r", "mbart", "wordpiece", "wordpiece-cased", "clip", "siglip"]
+#: mBART's language tokens in the order of their ids.
+_SIGNS = (
+    "ar_AR", "cs_CZ", "de_DE", "en_XX", "es_XX", "et_EE", "fi_FI", "fr_XX", "gu_IN", "hi_IN",
+    "it_IT", "ja_XX", "kk_KZ", "ko_KR", "lt_LT", "lv_LV", "my_MM", "ne_NP", "nl_XX", "ro_RO",
+    "ru_RU", "si_LK", "tr_TR", "vi_VN", "zh_CN",
+)  # fmt: skip
 _ANY = 1 << 40  # a limit that no text reaches
 
 
@@ -60,6 +74,7 @@ class Vocabulary:
         ordinary: ``[n]`` int64, ids that a random replacement may take.
         starts_word: ``[size]`` bool, whether a piece begins a new word.
         doubled: two passages are parted by two ends, not one.
+        signs: ids of language tokens, by their codes (``de_DE``); empty where there are none.
     """
 
     doubled = True
@@ -86,11 +101,17 @@ class Vocabulary:
             raise ValueError(f"{path}: not a SentencePiece model ({error})") from None
         model = self.processor
         pieces = [model.IdToPiece(i) for i in range(model.GetPieceSize())]
-        if layout == "xlm-r":
+        self.signs: dict[str, int] = {}
+        if layout in ("xlm-r", "mbart"):
             self._shift = 1
-            self.size = len(pieces) + 2
+            signs = _SIGNS if layout == "mbart" else ()
+            pieces = ["<s>", "<pad>", "</s>", "<unk>", *pieces[3:], *signs, "<mask>"]
+            self.size = len(pieces)
             self.begin, self.pad, self.end, self.unknown, self.mask = 0, 1, 2, 3, self.size - 1
-            pieces = ["<s>", "<pad>", "</s>", "<unk>", *pieces[3:], "<mask>"]
+            if signs:
+                self.begin, self.doubled = -1, False
+                first = self.mask - len(signs)
+                self.signs = {code: first + n for n, code in enumerate(signs)}
         elif layout == "siglip":
             self._shift = 0
             self.size = len(pieces)
@@ -111,7 +132,9 @@ class Vocabulary:
                     "`crossloom tokenizer train`, or set layout: xlm-r for an XLM-R model"
                 )
         self.pieces = pieces
-        special = {self.begin, self.pad, self.end, self.unknown, self.mask}
+        special = {self.begin, self.pad, self.end, self.unknown, self.mask, *self.signs.values()}
+        # an id, though no text begins with it
+        special |= {0} if self.signs else set()
         self.ordinary = np.array([i for i in range(self.size) if i not in special], np.int64)
         self.starts_word = np.array([_starts_word(p) for p in pieces], bool)
         identity = hashlib.sha256(data)
@@ -140,7 +163,7 @@ class Vocabulary:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, specials left out."""
-        special = {self.begin, self.pad, self.end, self.mask}
+        special = {self.begin, self.pad, self.end, self.mask, *self.signs.values()}
         return str(self.processor.DecodePieces([self.pieces[i] for i in ids if i not in special]))
 
 
@@ -170,7 +193,7 @@ class Text(Modality):
     """
 
     kind: ClassVar[str] = "text"
-    own: ClassVar[tuple[str, ...]] = ("field", "segment")
+    own: ClassVar[tuple[str, ...]] = ("field", "segment", "sign")
     field: str = "text"
     vocabulary: str = "tokenizer.model"
     """Path of the SentencePiece model (or ``vocab.txt``), relative to the recipe's ``data`` unless
@@ -195,6 +218,22 @@ class Text(Modality):
     """Number of passage-type embeddings: 2 tells the second passage from the first (BERT)."""
     segment: int = 0
     """Passage type of the first passage: object tags beside a caption are 1 (Oscar)."""
+    constant: bool = False
+    """A learned vector added to every unit before the norm: the one passage type that RoBERTa and
+    XLM-R keep a table for."""
+    sign: Literal["last", "first"] = "last"
+    """Where the language token of a layout that has them stands: after the last end, as in what is
+    read, or before all, as in what is said (mBART)."""
+    words_of: str = ""
+    """Stream of text whose table of word pieces is used; positions and norm are this stream's own
+    (the decoder of BART and mBART). Empty for a table of its own."""
+    scaled: bool = False
+    """Multiply the embedding of a piece by the root of the width, before position and the rest are
+    added (mBART)."""
+    sentences: bool = False
+    """Tell the sentences of a text apart (target ``sentence``: a number, -1 for specials), so that
+    they can change places (``Hide.permute``). One ends with a full stop, question or exclamation
+    mark, and quotes or brackets after it, where a new word follows."""
     restart: bool = False
     """Restart positions at the second passage (TLM in XLM)."""
     norm: bool = True
@@ -243,7 +282,8 @@ class Text(Modality):
             return -1
         if not self.size or Path(self.vocabulary).is_file():
             return self.vocab.mask
-        usual = {"own": 4, "xlm-r": self.size - 1}.get(self.layout, 103)
+        last = self.size - 1
+        usual = {"own": 4, "xlm-r": last, "mbart": last}.get(self.layout, 103)
         return min(usual, self.size - 1)
 
     def decode(self, sample: Sample, rng: np.random.Generator) -> Units:
@@ -258,29 +298,44 @@ class Text(Modality):
             [vocab.begin] if vocab.begin >= 0 else [],
             [vocab.end] if vocab.doubled else [],
         ]
-        pieces = _cut(pieces, self.limit - sum(len(h) + 1 for h in heads[: len(pieces)]))
+        heads, tails = heads[: len(pieces)], [[vocab.end] for _ in pieces]
+        if isinstance(vocab, Vocabulary) and vocab.signs:
+            sign = _sign(vocab.signs, passages[0].language)
+            if self.sign == "first":
+                heads[0] = [sign]
+            else:
+                tails[-1].append(sign)
+        pieces = _cut(pieces, self.limit - sum(map(len, [*heads, *tails])))
         ids: list[Array] = []
+        inside: list[Array] = []
         group: list[Array] = []
         segment: list[Array] = []
         position: list[Array] = []
         language: list[Array] = []
         refers: list[Array] = []
-        groups = 0
+        sentence: list[Array] = []
+        groups = told = 0
         for number, (passage, part) in enumerate(zip(passages, pieces, strict=True)):
-            head = heads[number]
-            ids.append(np.concatenate([head, part, [vocab.end]]))
+            head, tail = heads[number], tails[number]
+            ids.append(np.concatenate([head, part, tail]))
+            inside.append(np.repeat([False, True, False], [len(head), len(part), len(tail)]))
             starts = vocab.starts_word[part].copy()
             starts[0] = True
             words = np.cumsum(starts)
-            group.append(np.concatenate([[0] * len(head), words, [words[-1] + 1]]) + groups)
-            groups += int(words[-1]) + 2
+            after = words[-1] + 1 + np.arange(len(tail))
+            group.append(np.concatenate([[0] * len(head), words, after]) + groups)
+            groups += int(after[-1]) + 1
             size = len(ids[-1])
             segment.append(np.full(size, min(self.segment + number, self.segments - 1)))
             begin = 0 if number == 0 or self.restart else sum(len(i) for i in ids[:-1])
             position.append(np.arange(begin, begin + size))
+            if self.sentences:
+                numbers = _sentences([vocab.pieces[i] for i in part], starts) + told
+                told = int(numbers[-1]) + 1
+                sentence.append(np.concatenate([[-1] * len(head), numbers, [-1] * len(tail)]))
             if self._refers:
                 named = _refers(vocab.spans(passage.text)[: len(part)], passage.refers)
-                refers.append(np.concatenate([[-1] * len(head), named, [-1]]))
+                refers.append(np.concatenate([[-1] * len(head), named, [-1] * len(tail)]))
             if self.languages:
                 language.append(np.full(size, self._language(passage.language)))
         token = np.concatenate(ids).astype(np.int64)
@@ -291,11 +346,14 @@ class Text(Modality):
             content["segment"] = np.concatenate(segment).astype(np.int64)
         if self._refers:
             content["refers"] = np.concatenate(refers).astype(np.int64)
+        targets = {"token": token.copy()}
+        if self.sentences:
+            targets["sentence"] = np.concatenate(sentence).astype(np.int64)
         units = make_units(
             content,
-            targets={"token": token.copy()},
+            targets=targets,
             position=np.concatenate(position).astype(np.int64),
-            maskable=(token != vocab.begin) & (token != vocab.end),
+            maskable=np.concatenate(inside),
             group=np.concatenate(group).astype(np.int64),
         )
         return fill(units, self.limit, vocab.pad) if self.filled else units
@@ -309,8 +367,14 @@ class Text(Modality):
         return replace(self, limit=_ANY, positions=0, filled=False).decode(sample, rng)
 
     def packed(self, units: Sequence[Units]) -> list[tuple[int, Units]]:
-        """Passages as ``<s> a </s> b </s>`` (FULL-SENTENCES of RoBERTa, section 4.2)."""
+        """Passages as ``<s> a </s> b </s>`` (FULL-SENTENCES of RoBERTa, section 4.2).
+
+        Raises:
+            TypeError: the layout has language tokens: a block could be of several languages.
+        """
         vocab = self.vocab
+        if isinstance(vocab, Vocabulary) and vocab.signs:
+            raise TypeError(f"layout {self.layout}: texts with a language token are not joined")
         head = int(vocab.begin >= 0)
         out = []
         for parts in blocks([len(u) - head - 1 for u in units], self.limit, head):
@@ -333,7 +397,8 @@ class Text(Modality):
         content |= {"language": one} if self.languages else {}
         content |= {"segment": one} if self.segments > 1 else {}
         content |= {"refers": one - 1} if self._refers else {}
-        return make_units(content, targets={"token": one}, maskable=np.zeros(1, bool))
+        targets = {"token": one} | ({"sentence": one - 1} if self.sentences else {})
+        return make_units(content, targets=targets, maskable=np.zeros(1, bool))
 
     def longest(self) -> int:
         """The limit."""
@@ -371,6 +436,9 @@ class Text(Modality):
             marked=self.marked,
             looks_at=self.looks_at,
             sees=self.sees,
+            constant=self.constant,
+            words_of=self.words_of,
+            scaled=self.scaled,
         )
 
     def identity(self) -> str:
@@ -392,6 +460,24 @@ def _passages(sample: Sample, field: str) -> tuple[Passage, ...]:
     return tuple(value)
 
 
+def _sentences(pieces: Sequence[str], starts: Array) -> Array:
+    """Number of the sentence that each piece belongs to, ``[n]``, from 0."""
+    ends = [p.rstrip(_CLOSING).endswith(_STOPS) for p in pieces]
+    # quotes that are pieces of their own belong to the sentence they close
+    for n in range(1, len(pieces)):
+        ends[n] = ends[n] or (ends[n - 1] and not starts[n] and not pieces[n].strip(_CLOSING))
+    return np.cumsum(np.append([False], np.array(ends[:-1], bool) & starts[1:]))
+
+
+def _sign(signs: Mapping[str, int], language: str) -> int:
+    """The id of a language's token, by its code (``de_DE``) or the first part of it (``de``)."""
+    for code, number in signs.items():
+        if language in (code, code.partition("_")[0]):
+            return number
+    raise BadSample("unknown language", f"no token for language {language!r}; there are those of "
+                    f"{', '.join(signs)}")  # fmt: skip
+
+
 def fill(units: Units, limit: int, pad: int) -> Units:
     """Text units followed by ``<pad>`` up to ``limit``; none of them is ever hidden.
 
@@ -400,9 +486,12 @@ def fill(units: Units, limit: int, pad: int) -> Units:
     count = limit - len(units)
     content = {k: np.concatenate([v, np.repeat(v[-1:], count)]) for k, v in units.content.items()}
     content["token"][len(units) :] = pad
+    targets = {"token": content["token"].copy()}
+    if "sentence" in units.targets:
+        targets["sentence"] = np.append(units.targets["sentence"], np.repeat(-1, count))
     return make_units(
         content,
-        targets={"token": content["token"].copy()},
+        targets=targets,
         position=np.concatenate([units.position, units.position[-1] + 1 + np.arange(count)]),
         maskable=np.concatenate([units.maskable, np.zeros(count, bool)]),
         group=np.concatenate([units.group, np.repeat(units.group[-1:] + 1, count)]),
@@ -447,15 +536,22 @@ class TextEmbedder(Embedder):
         marked: bool = False,
         looks_at: str = "",
         sees: str = "whole",
+        constant: bool = False,
+        words_of: str = "",
+        scaled: bool = False,
     ) -> None:
         super().__init__()
         self.mask, self.offset = mask, offset
+        self.lenders, self.shape = (words_of,) if words_of else (), (vocab, width)
+        self.scale = width**0.5 if scaled else 1.0
         #: rows of the position table past the longest text
         self.spare = positions - offset - limit
-        self.token = nn.Embedding(vocab, width)
+        if not words_of:
+            self.token = nn.Embedding(vocab, width)
         self.position = nn.Embedding(positions, width)
         self.language = nn.Embedding(languages, width) if languages else None
         self.segment = nn.Embedding(segments, width) if segments > 1 else None
+        self.constant = nn.Parameter(torch.zeros(width)) if constant else None
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
         self.mark = nn.Parameter(torch.zeros(width)) if marked else None
         self.dropout = nn.Dropout(dropout)
@@ -470,11 +566,24 @@ class TextEmbedder(Embedder):
             nn.init.zeros_(self.sight_norm.weight)
 
     def borrow(self, embedders: Mapping[str, Embedder]) -> None:
-        """See images as the embedder of their stream does; where there is no such stream, nothing.
+        """Take the pieces of the text they are lent by, and see images as their embedder does.
+
+        Where there is no stream that is looked at, nothing is seen.
 
         Raises:
-            ValueError: the stream is not one of regions.
+            ValueError: the stream to be seen is not one of regions, or the lender is no text with
+                a table of its own of as many pieces.
         """
+        for stream in self.lenders:
+            lender = embedders.get(stream)
+            own = isinstance(lender, TextEmbedder) and not lender.lenders
+            if not own or lender.shape != self.shape:  # type: ignore[union-attr]
+                raise ValueError(
+                    f"words_of: {stream!r} is no text with a table of {self.shape[0]} pieces and "
+                    f"width {self.shape[1]} of its own"
+                )
+            # straight into the instance, past nn.Module's registration
+            self.__dict__["token"] = lender.token  # type: ignore[union-attr]
         for stream in self.looks_at:
             other = embedders.get(stream)
             if other is not None and not hasattr(other, "projected"):
@@ -486,11 +595,16 @@ class TextEmbedder(Embedder):
         """``[N, width]``; ``others``: the streams that are looked at."""
         image = next((x for x in (others or {}).values()), None)
         token = torch.where(stream.hidden, self.mask, stream.content["token"])
-        x = self.token(token) + self.position(stream.position + self.offset)
+        x = self.token(token)
+        x = (x * self.scale if self.scale != 1 else x) + self.position(
+            stream.position + self.offset
+        )
         if self.language is not None:
             x = x + self.language(stream.content["language"])
         if self.segment is not None:
             x = x + self.segment(stream.content["segment"])
+        if self.constant is not None:
+            x = x + self.constant
         if self.sight_norm is not None:
             x = x + self.sight_norm(self._whole(stream, image))
         x = self.dropout(self.norm(x))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from crossloom.batch import Encoded, Stream, ViewBatch
+from crossloom.batch import Encoded, ViewBatch
 from crossloom.modalities.modality import Embedder
 from crossloom.models.attention import Attention, Layout
 from crossloom.models.fusion import Fusion, States
@@ -48,6 +48,5 @@ def _embed(embedder: nn.Module, name: str, view: ViewBatch) -> Tensor:
     if not embedder.looks_at:
         return embedder(stream)
     # what may not be read in this view may not be looked at either
-    readable = Layout(view).readable(name, embedder.looks_at)
-    others: dict[str, Stream] = {n: view.streams[n] for n in readable}
+    others = {n: view.streams[n] for n in view.readable(name, embedder.looks_at)}
     return embedder(stream, others)

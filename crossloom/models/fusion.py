@@ -63,19 +63,30 @@ class _Rows:
     """Units of several streams through their weights: by stream, or laid end to end."""
 
     def __init__(
-        self, modules: nn.ModuleDict, spec: Block, states: Mapping[str, Tensor], names: Names
+        self,
+        modules: nn.ModuleDict,
+        spec: Block,
+        states: Mapping[str, Tensor],
+        wanted: Iterable[Names],
     ) -> None:
-        self.names, self.joined = names, None
+        wanted = tuple(dict.fromkeys(wanted))
+        names = tuple(dict.fromkeys(n for some in wanted for n in some))
+        self.joined: dict[Names, Tensor] = {}
         if spec.shared:
-            self.joined = modules[_SHARED](_cat([states[n] for n in names]))
-            self.parts = _split(self.joined, states, names)
+            # as they are wanted, so that nothing is copied; all at once if some are wanted twice
+            apart = sum(map(len, wanted)) == len(names)
+            for some in wanted if apart else (names,):
+                self.joined[some] = modules[_SHARED](_cat([states[n] for n in some]))
+            self.parts: States = {}
+            for some, rows in self.joined.items() if not apart else ():
+                self.parts |= _split(rows, states, some)
         else:
             self.parts = {n: modules[n](states[n]) for n in names}
 
     def of(self, names: Names) -> Tensor:
-        """Rows of some streams, end to end; not copied where they lie so already."""
-        if self.joined is not None and names == self.names:
-            return self.joined
+        """Rows of some streams, as wanted, end to end."""
+        if names in self.joined:
+            return self.joined[names]
         return _cat([self.parts[n] for n in names])
 
 
@@ -144,21 +155,22 @@ class AttendBlock(_Block):
     def _attend(self, states: States, layout: Layout, groups: Mapping[Names, Names]) -> States:
         """What readers gain, each group from what it reads."""
         weights, spec = self.weights, self.spec
-        readers = tuple(n for names in groups for n in names)
         # while units are said one by one, other streams are there as keys and values only
         here = {names: tuple(n for n in these if n in states) for names, these in groups.items()}
-        read = tuple(dict.fromkeys(n for names in here.values() for n in names))
-        queries = _Rows(weights.query, spec, states, readers)
-        pairs = _Rows(weights.keyvalue, spec, states, read) if read else None
+        queries = _Rows(weights.query, spec, states, here)
+        pairs = _Rows(weights.keyvalue, spec, states, filter(None, here.values()))
         causal = (*spec.causal, *layout.view.causal)
         drop = self.dropout if self.training else 0.0
         out: States = {}
         for names, these in here.items():
             q = queries.of(names).unflatten(1, (self.heads, -1))
-            kv = pairs.of(these).unflatten(1, (2, self.heads, -1)) if pairs and these else None
+            kv = pairs.of(these).unflatten(1, (2, self.heads, -1)) if these else None
             rows = layout.attend(q, kv, names, these, causal, drop).flatten(1)
-            out |= _split(rows, states, names)
-        return _Rows(weights.output, spec, out, readers).parts
+            if spec.shared:
+                out |= _split(weights.output[_SHARED](rows), states, names)
+            else:
+                out |= {n: weights.output[n](x) for n, x in _split(rows, states, names).items()}
+        return out
 
 
 def _normed(plan: Plan, place: Place, spec: Attend) -> Names:

@@ -80,7 +80,7 @@ class CrossloomModel(nn.Module):
         #: by stream, the stream whose embedder it uses
         self.owner = {s: tied.get(s, s) for s in modalities}
         for stream, owner in self.owner.items():
-            _check_tie(stream, owner, modalities, widths, self.owner)
+            _check_tied_stream(stream, owner, modalities, widths, self.owner)
         self.embed = nn.ModuleDict(
             {s: m.embedder(widths[s]) for s, m in modalities.items() if self.owner[s] == s}
         )
@@ -129,7 +129,7 @@ class CrossloomModel(nn.Module):
                 f"give them one momentum, not {', '.join(map(str, sorted(momenta)))}"  # type: ignore[type-var]
             )
         owners = {self.owner[s]: None for o in asking.values() for s in o.view.streams}
-        if any(self._embedder(s).looks_at for s in owners):
+        if any(self._embedder(s).looks_at or self._embedder(s).lenders for s in owners):
             owners = dict.fromkeys(self.embed)  # they share parts
         depths = [o.depth for o in asking.values()]
         return Slow(
@@ -163,10 +163,11 @@ class CrossloomModel(nn.Module):
         view: ViewBatch,
         record: list[Attention] | None = None,
         layout: Layout | None = None,
+        layers: tuple[int, ...] = (),
     ) -> Encoded:
-        """One view through embedders and Transformer."""
+        """One view through embedders and layers: :func:`crossloom.models.encode.encode`."""
         embedders = self._embedders(self.embed)
-        return encode(embedders, self.fusion, view, record=record, layout=layout)
+        return encode(embedders, self.fusion, view, record=record, layout=layout, layers=layers)
 
     def settle(self) -> None:
         """What follows each optimiser step: slow copies move on, queues take in what was made."""
@@ -308,7 +309,7 @@ def _share(name: str, other: str, heads: nn.ModuleDict) -> None:
         raise ValueError(f"objectives.{name}.shares: {error}") from None
 
 
-def _check_tie(
+def _check_tied_stream(
     stream: str,
     owner: str,
     modalities: Mapping[str, Modality],

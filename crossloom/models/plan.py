@@ -119,7 +119,7 @@ class Plan:
             self._check(spec, f"plan: layer {layer}, block {block}")
         for home, tenants in self.homes.items():
             for tenant in tenants[1:]:
-                self._check_tie(home, tenant)
+                self._check_tied_block(home, tenant)
 
     def _check(self, block: Block, where: str) -> None:
         named = set(block.names)
@@ -135,7 +135,7 @@ class Plan:
         if block.shared and len({self.widths[s] for s in named}) > 1:
             raise ValueError(f"{where}: streams of several widths cannot share weights")
 
-    def _check_tie(self, home: Place, tenant: Place) -> None:
+    def _check_tied_block(self, home: Place, tenant: Place) -> None:
         one, other = self.blocks[home], self.blocks[tenant]
         where = f"plan: layer {tenant[0]}, block {tenant[1]}: tied {other.tied!r}"
         first = f"layer {home[0]}, block {home[1]}"

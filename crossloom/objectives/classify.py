@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -34,7 +36,11 @@ class Classify(Objective):
 
     kind: ClassVar[str] = "classify"
     label: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] | str
+    """Names; or the file, below the recipe's ``data``, that lists them, one a line."""
+    count: int = 0
+    """Number of classes there must be: with it, a model can be built without the file. 0 for as
+    many as there are."""
     form: Literal["softmax", "sigmoid", "shares"] = "softmax"
     matched_only: bool = True
     """Skip examples whose streams do not belong together: their label is another's (LXMERT)."""
@@ -42,29 +48,48 @@ class Classify(Objective):
     pool: Pool = "first"
     combine: Literal["product", "sum"] = "product"
 
+    def names(self) -> tuple[str, ...]:
+        """The classes, in order.
+
+        Raises:
+            ValueError: their file cannot be read, or there are not as many as ``count`` says.
+        """
+        found = _listed(self.classes) if isinstance(self.classes, str) else self.classes
+        if self.count and len(found) != self.count:
+            where = self.classes if isinstance(self.classes, str) else "classes"
+            raise ValueError(
+                f"{where}: {len(found)} classes; the objective says count {self.count}"
+            )
+        return found
+
+    def _size(self) -> int:
+        return self.count or len(self.names())
+
     def aim(self, shown: Shown) -> Aim:
         """One slot with a score for each class, ``[1, C]`` float32."""
+        none = Aim(np.zeros(0, np.int64), np.zeros((0, self._size()), np.float32))
         if self.matched_only and not shown.matched:
-            return Aim(np.zeros(0, np.int64), np.zeros((0, len(self.classes)), np.float32))
-        given = shown.labels[self.label]
-        scores = np.zeros(len(self.classes), np.float32)
+            return none
+        given = shown.label(self.label)
+        scores = np.zeros(self._size(), np.float32)
+        places = _places(self.names())
         for name, score in ({given: 1.0} if isinstance(given, str) else given).items():
-            if name in self.classes:
-                scores[self.classes.index(name)] = score
+            if name in places:
+                scores[places[name]] = score
         if self.form != "sigmoid" and scores.sum() == 0:
-            return Aim(np.zeros(0, np.int64), np.zeros((0, len(self.classes)), np.float32))
+            return none
         if self.form == "shares":
             scores /= scores.sum()
         return example_aim(scores)
 
     def blank(self, modalities: Mapping[str, Modality]) -> Array:
         """No score for any class."""
-        return np.zeros((1, len(self.classes)), np.float32)
+        return np.zeros((1, self._size()), np.float32)
 
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
         """Pooler, hidden layer of twice the width, logits (LXMERT, UNITER)."""
         pooler = Pooler(self.pooled, dict(widths), self.pool, self.combine)
-        return ClassifyHead(pooler, len(self.classes), self.form, self.view.rows)
+        return ClassifyHead(pooler, self._size(), self.form, self.view.rows)
 
     def check(self, modalities: Mapping[str, Modality]) -> None:
         """Streams must exist, those pooled be shown, and no row show another example."""
@@ -73,6 +98,22 @@ class Classify(Objective):
             raise ValueError(f"view {self.view.name!r} does not show {', '.join(strange)}")
         if self.view.against:
             raise ValueError(f"view {self.view.name!r}: drop against, which ranking alone reads")
+
+
+@lru_cache(maxsize=8)
+def _listed(path: str) -> tuple[str, ...]:
+    try:
+        return tuple(x for x in Path(path).read_text("utf-8").split("\n") if x)
+    except OSError as error:
+        raise ValueError(
+            f"{path}: the list of classes cannot be read ({error.strerror}); `crossloom shards "
+            "make` writes one, or give the objective's classes themselves"
+        ) from None
+
+
+@lru_cache(maxsize=8)
+def _places(names: tuple[str, ...]) -> Mapping[str, int]:
+    return {name: place for place, name in enumerate(names)}
 
 
 class ClassifyHead(Head):

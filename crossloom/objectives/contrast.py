@@ -28,7 +28,19 @@ from crossloom.objectives.queue import Queue, everyones
 from crossloom.objectives.view import Shown
 from crossloom.units import Array
 
-Projection = Literal["linear", "affine", "none"]
+
+@dataclass(frozen=True, kw_only=True)
+class Deep:
+    """Two linear layers and an activation between them: a projection of two layers."""
+
+    hidden: int
+    """Width between them."""
+    activation: Literal["relu", "gelu"] = "relu"
+    affine: bool = True
+    """Whether both have a bias."""
+
+
+Projection = Literal["linear", "affine", "none"] | Deep
 
 #: Logits held at once, elements.
 LOGITS_AT_ONCE = 2**24
@@ -54,7 +66,7 @@ class Contrast(Objective):
     """By stream, where it differs from ``pool``."""
     projections: Mapping[str, Projection] = field(default_factory=dict)
     """By stream: ``linear`` has no bias (when not said), ``affine`` has one; ``none`` takes the
-    summary itself, whose width must be ``dim``."""
+    summary itself, whose width must be ``dim``; :class:`Deep` has two layers (WenLan)."""
     shared: bool = False
     """One projection for both streams: two texts (InfoXLM), not a text and an image."""
     temperature: float = 0.07
@@ -226,6 +238,12 @@ class ContrastHead(Head):
 
 
 def _projection(kind: Projection, stream: str, width: int, dim: int) -> nn.Module:
+    if isinstance(kind, Deep):
+        return nn.Sequential(
+            nn.Linear(width, kind.hidden, bias=kind.affine),
+            nn.ReLU() if kind.activation == "relu" else nn.GELU(),
+            nn.Linear(kind.hidden, dim, bias=kind.affine),
+        )
     if kind != "none":
         return nn.Linear(width, dim, bias=kind == "affine")
     if width != dim:

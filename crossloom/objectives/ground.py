@@ -45,14 +45,15 @@ class Ground(Objective):
     """The reader's label that holds the box: corners in 0..1."""
     form: Literal["sigmoid", "softmax"] = "sigmoid"
     threshold: float = 0.5
-
     most: int = 101
     """Most units that an example has (ViLBERT: 100 regions and the whole image)."""
 
     def aim(self, shown: Shown) -> Aim:
-        """One slot for the example: the overlap of each unit, -1 where none is to be chosen."""
+        """One slot if the example matches: each unit's overlap, -1 where none is to be chosen."""
+        if not shown.matched:  # the box is of another picture
+            return Aim(np.zeros(0, np.int64), np.zeros((0, self.most), np.float32))
         units = shown.units[self.stream]
-        found = overlaps(units.content["box"][:, :4], np.asarray(shown.labels[self.label]))
+        found = overlaps(units.content["box"][:, :4], np.asarray(shown.label(self.label)))
         value = np.full(self.most, -1, np.float32)
         # a unit for the whole image is no answer
         value[: len(found)] = np.where(units.maskable, found, -1)

@@ -34,6 +34,10 @@ class Match(Objective):
     """Streams whose summaries are read; the product of two for dual-stream models."""
     pool: Pool = "first"
     combine: Literal["product", "sum"] = "product"
+    width: int = 0
+    """To which summaries are brought; 0 for the first stream's (ViLBERT: 1024)."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Of the summaries (ViLBERT: relu)."""
     passages: bool = False
     """The reader mismatches passages (its ``mismatch``), not the view a stream."""
     which: bool = False
@@ -75,7 +79,9 @@ class Match(Objective):
 
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
         """Pooler and logits."""
-        pooler = Pooler(self.pooled, dict(widths), self.pool, self.combine)
+        pooler = Pooler(
+            self.pooled, dict(widths), self.pool, self.combine, self.width, self.activation
+        )
         if self.mined:
             return MinedHead(pooler, self.mined)
         return MatchHead(pooler, len(self.view.mismatched) if self.which else 0)

@@ -20,8 +20,11 @@ from crossloom.units import Array, keyed_rng
 class Aim:
     """What is scored in one example: ``K`` slots."""
 
-    index: Array  #: [K] int64 into the example's units of ``objective.stream``; zeros per example
-    value: Array  #: [K, ...]
+    index: Array
+    """``[K]`` int64: places among the units shown of the stream that ``scored`` names; 0 where the
+    example as a whole is."""
+    value: Array
+    """``[K, ...]``."""
     trust: Array | None = None
     """``[K]`` float32, how far each value is trusted: a factor on its loss. A slot counts as one in
     the mean however little it is trusted (LXMERT's confidences)."""
@@ -76,6 +79,7 @@ def lend(borrower: Head, lender: Head, part: str) -> None:
     own, other = getattr(borrower, part), lender._modules.get(part)
     if other is None:
         raise ValueError(f"that objective has no {part} of its own")
+    # what modules print tells them apart where their parameters do not: activations, pools
     shapes = [[p.shape for p in m.parameters()] for m in (own, other)]
     if shapes[0] != shapes[1] or repr(own) != repr(other):
         raise ValueError(f"that objective's {part} is made otherwise")
@@ -146,10 +150,10 @@ class Objective(ABC):
                 raise ValueError(
                     f"view {self.view.name!r}: no stream {stream!r}; there are {offer}"
                 )
-        if self.scored in self.view.hide and self.view.hide[self.scored].merge:
+        if self.scored in self.view.hide and self.view.hide[self.scored].relaid:
             raise ValueError(
-                f"view {self.view.name!r} merges hidden runs of {self.scored!r}, so that its units "
-                "cannot be scored; score a second stream, tied to it, that shows the clean text"
+                f"view {self.view.name!r} merges, deletes or moves units of {self.scored!r}, which "
+                "cannot be scored then; score a second stream, tied to it, that shows it clean"
             )
 
     def check_others(self, others: Mapping[str, Objective]) -> None:

@@ -42,6 +42,10 @@ class Summary(nn.Module):
         self.pool = pool if isinstance(pool, str) else "probe"
         self.probe = ProbePool(width, pool) if isinstance(pool, Probe) else None
 
+    def extra_repr(self) -> str:
+        """What makes it another summary than one of the same parameters."""
+        return f"{self.stream}, {self.pool}"
+
     def forward(self, encoded: Encoded) -> Tensor:
         """``[E, width]``."""
         if self.probe is not None:
@@ -67,6 +71,10 @@ class ProbePool(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, spec.hidden)
         self.down = nn.Linear(spec.hidden, width)
+
+    def extra_repr(self) -> str:
+        """What makes it another pool than one of the same parameters."""
+        return f"heads={self.heads}, approximate={self.approximate}"
 
     def forward(
         self, state: Tensor, example: Tensor, length: Tensor, real: Tensor | None = None
@@ -102,8 +110,8 @@ def _softmax(scores: Tensor, example: Tensor, examples: int) -> Tensor:
 class Pooler(nn.Module):
     """Summaries of one or two streams, each through a linear layer and an activation.
 
-    Several streams are combined by element-wise product (ViLBERT) or sum; they must then have been
-    brought to one width, which is the first stream's.
+    Several streams are brought to one width, the first stream's unless another is given, and
+    combined by element-wise product (ViLBERT) or sum.
     """
 
     def __init__(
@@ -112,16 +120,23 @@ class Pooler(nn.Module):
         widths: Mapping[str, int],
         pool: Pool = "first",
         combine: Literal["product", "sum"] = "product",
+        width: int = 0,
+        activation: Literal["tanh", "relu"] = "tanh",
     ) -> None:
         super().__init__()
-        self.streams, self.combine = streams, combine
-        self.width = widths[streams[0]]
+        self.streams, self.combine, self.activation = streams, combine, activation
+        self.width = width or widths[streams[0]]
         self.summary = nn.ModuleDict({s: Summary(s, widths[s], pool) for s in streams})
         self.dense = nn.ModuleDict({s: nn.Linear(widths[s], self.width) for s in streams})
 
+    def extra_repr(self) -> str:
+        """What makes it another pooler than one of the same parameters."""
+        return f"combine={self.combine}" if len(self.streams) > 1 else ""
+
     def forward(self, encoded: Encoded) -> Tensor:
         """``[E, width]``."""
-        parts = [torch.tanh(self.dense[s](self.summary[s](encoded))) for s in self.streams]
+        activation = torch.tanh if self.activation == "tanh" else torch.relu
+        parts = [activation(self.dense[s](self.summary[s](encoded))) for s in self.streams]
         out = parts[0]
         for part in parts[1:]:
             out = out * part if self.combine == "product" else out + part

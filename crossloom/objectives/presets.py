@@ -27,6 +27,14 @@ INFILL = Hide(
 )
 #: mBART, section 2.1: runs of Poisson(3.5) words over 35 % of the text, each shown as one mask.
 INFILL_WORDS = replace(INFILL, rate=0.35, span=3.5, whole=True)
+#: BART, section 5.1: sentences in another order (``Text.sentences``), then infilled.
+BART = replace(INFILL, permute="sentence")
+#: mBART, section 2.1: the same by whole words.
+MBART = replace(INFILL_WORDS, permute="sentence")
+#: T5, section 3.1.4: 15 % of a text in runs of 3 on average, each shown as one mask.
+T5 = Hide(rate=0.15, show=0, swap=0, by="span", law="parted", span=3, merge=True)
+#: BART, section 2.2: token deletion.
+DELETE = Hide(rate=0.15, show=0, swap=0, delete=True)
 
 
 def mlm(

@@ -58,10 +58,14 @@ class Rank(Objective):
         return RankHead(pooler, self)
 
     def check(self, modalities: Mapping[str, Modality]) -> None:
-        """The view must show others, at least as many as are to be mined."""
+        """The view must show matching examples, and others, as many as are to be mined."""
         super().check(modalities)
         if not self.view.against:
             raise ValueError(f"view {self.view.name!r}: set view.against, the streams of others")
+        if self.view.mismatched:
+            raise ValueError(
+                f"view {self.view.name!r}: drop mismatch; what is preferred to others must match"
+            )
         if not 0 <= self.hard <= len(self.view.against):
             raise ValueError(
                 f"hard is {self.hard}; view {self.view.name!r} shows each example against "

@@ -44,6 +44,8 @@ class Reconstruct(Objective):
     loss: Loss = "auto"
     tied: bool = True
     """Share the decoder's matrix with the embedder where it offers one."""
+    transform: bool = True
+    """Linear, GELU and norm before the decoder (BERT); XLM has none."""
     matched_only: bool = True
     """Skip examples whose streams do not belong together."""
     everywhere: bool = False
@@ -76,7 +78,7 @@ class Reconstruct(Objective):
         return blank_target(modalities[self.stream].predictable()[self.target])
 
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
-        """Linear, GELU, norm, decoder (BERT)."""
+        """The decoder, with or without its transform."""
         target = modalities[self.stream].predictable()[self.target]
         return ReconstructHead(
             stream=self.stream,
@@ -85,6 +87,7 @@ class Reconstruct(Objective):
             loss=self.loss,
             width=widths[self.stream],
             tied=self.tied,
+            transform=self.transform,
         )
 
     def check(self, modalities: Mapping[str, Modality]) -> None:

@@ -7,7 +7,7 @@ All decisions are made here, on the data side, from clean units and randomness k
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -34,8 +34,11 @@ class Hide:
     first unit or ends at the last in a fifth of the cases each (MASS, ``restricted_mask_sent``)."""
     span: float = 3.8
     """Mean length of a run before clipping."""
-    law: Literal["geometric", "poisson"] = "geometric"
-    """Of the runs' lengths (SpanBERT; BART, section 2.2)."""
+    law: Literal["geometric", "poisson", "parted"] = "geometric"
+    """Of the runs' lengths (SpanBERT; BART, section 2.2). ``parted``: what is selected and what is
+    left are each parted at random into as many runs, which take turns, the first being left, so
+    that no two selected ones meet (T5, section 3.1.4 and ``random_spans_noise_mask``); there are
+    as many as make ``span`` their mean, and ``longest`` is not looked at."""
     longest: int = 10
     """Units of a run at most."""
     whole: bool = False
@@ -46,6 +49,14 @@ class Hide:
     insert: bool = False
     """With ``merge``, a run of length zero puts a mask between units, as long as no more units are
     shown than there are; without it, such runs are not drawn."""
+    delete: bool = False
+    """What would be hidden is not shown at all: token deletion (BART, section 2.2). Nothing of such
+    a stream can be scored."""
+    permute: str = ""
+    """Name of a target whose runs of one value change places as wholes before anything is hidden:
+    ``sentence`` for sentence permutation (BART, section 2.2; mBART). A special between two of them
+    moves with the one before it; those at either end stay. Nothing of such a stream can be
+    scored."""
     last: bool = False
     """The last unit may be selected too (``</s>``: who says a text has to learn to end it)."""
     at_least: int = 1
@@ -60,6 +71,13 @@ class Hide:
             raise ValueError(f"merge and whole are of runs: set by to span, not {self.by}")
         if self.insert and not (self.merge and self.law == "poisson"):
             raise ValueError("insert needs merge, and law: poisson: else no run has length zero")
+        if self.delete and self.merge:
+            raise ValueError("delete and merge: what is hidden is either not shown or one mask")
+
+    @property
+    def relaid(self) -> bool:
+        """Other units may be shown than the clean ones, one by one and in their order."""
+        return self.merge or self.delete or bool(self.permute)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +121,10 @@ class View:
         if strange := sorted(named - set(self.streams)):
             raise ValueError(f"view {self.name!r} shows {self.streams}, not {', '.join(strange)}")
         for stream, other in self.follow.items():
-            if other not in self.hide or stream in self.hide or self.hide[other].merge:
+            if other not in self.hide or stream in self.hide or self.hide[other].relaid:
                 raise ValueError(
                     f"view {self.name!r}: {stream!r} follows {other!r}: hide units of {other!r}, "
-                    f"unmerged, and none of {stream!r}"
+                    f"unmerged and in their places, and none of {stream!r}"
                 )
         if self.apart and self.reads:
             raise ValueError(f"view {self.name!r}: streams apart read themselves; drop `reads`")
@@ -160,6 +178,20 @@ class Shown:
         plain = Laid(np.arange(len(units)), self.fate[stream], units.position)
         return self.laid.get(stream, plain)
 
+    def label(self, name: str) -> Any:
+        """What the reader knows of the example under a name.
+
+        Raises:
+            ValueError: the reader does not tell it.
+        """
+        if name not in self.labels:
+            raise ValueError(
+                f"{self.key}: an objective needs label {name!r}; the component's reader tells "
+                f"{', '.join(self.labels) or 'none'}: give the component another reader, or the "
+                "objective another label"
+            )
+        return self.labels[name]
+
 
 def draw_fates(units: Units, hide: Hide, rng: np.random.Generator) -> Array:
     """The fate of each unit, ``[N]`` int8.
@@ -170,17 +202,35 @@ def draw_fates(units: Units, hide: Hide, rng: np.random.Generator) -> Array:
     return _draw(units, hide, rng)[0]
 
 
-def draw_merged(units: Units, hide: Hide, rng: np.random.Generator) -> tuple[Array, Laid]:
-    """Fates ``[N]``, and what is shown when each hidden or swapped run shrinks to one unit.
+def draw_relaid(units: Units, hide: Hide, rng: np.random.Generator) -> tuple[Array, Laid]:
+    """Fates ``[N]``, and what is shown when parts of the text move, shrink or are left out.
 
     Positions close up: shown units stand as close as the clean ones do.
+
+    Raises:
+        ValueError: the units do not have the target whose runs are to change places.
     """
+    order = np.arange(len(units))
+    if hide.permute:
+        if hide.permute not in units.targets:
+            raise ValueError(
+                f"hide: permute: units have no {hide.permute!r}; of a text, set `sentences` and "
+                "permute: sentence"
+            )
+        order = _permuted(units.targets[hide.permute], rng)
+        group = units.group[order]
+        begins = np.append([False], group[1:] != group[:-1])
+        units = replace(units, maskable=units.maskable[order], group=np.cumsum(begins))
     fate, lots, empty = _draw(units, hide, rng)
-    changed = (fate == Fate.HIDE) | (fate == Fate.SWAP)
     goes_on = np.zeros(len(units), bool)
-    goes_on[1:] = changed[1:] & changed[:-1] & (lots[1:] == lots[:-1])
+    if hide.merge:
+        changed = (fate == Fate.HIDE) | (fate == Fate.SWAP)
+        goes_on[1:] = changed[1:] & changed[:-1] & (lots[1:] == lots[:-1])
+    elif hide.delete:
+        goes_on = fate == Fate.HIDE
+        goes_on[0] &= not goes_on.all()  # one unit is always shown
     place = np.flatnonzero(~goes_on)
-    shown = fate[place]
+    shown = fate[place] if not hide.delete else np.where(fate == Fate.HIDE, Fate.SHOW, fate)[place]
     inserts = min(empty, len(units) - len(place))
     if inserts:
         # a mask goes before a maskable unit, never before <s> or after </s>
@@ -188,7 +238,22 @@ def draw_merged(units: Units, hide: Hide, rng: np.random.Generator) -> tuple[Arr
         before.sort()
         place = np.insert(place, before, place[before])
         shown = np.insert(shown, before, np.int8(Fate.HIDE))
-    return fate, Laid(place, shown, _closed_up(units.position, place))
+    clean = np.empty_like(fate)
+    clean[order] = fate
+    return clean, Laid(order[place], shown, _closed_up(units.position, place))
+
+
+def _permuted(value: Array, rng: np.random.Generator) -> Array:
+    """The order in which units are laid when runs of one value, 0 or above, change places."""
+    inside = np.flatnonzero(value >= 0)
+    if len(inside) == 0:
+        return np.arange(len(value))
+    first, end = int(inside[0]), int(inside[-1]) + 1
+    body = value[first:end]
+    begins = np.flatnonzero((body[1:] != body[:-1]) & (body[1:] >= 0)) + 1
+    runs = np.split(np.arange(first, end), begins)
+    moved = [runs[n] for n in rng.permutation(len(runs))]
+    return np.concatenate([np.arange(first), *moved, np.arange(end, len(value))])
 
 
 def follow(fate: Array, positions: Array) -> Laid:
@@ -268,6 +333,8 @@ def _spans(n: int, hide: Hide, rng: np.random.Generator) -> tuple[Array, int]:
 
     The runs cover ``rate`` of the places; the last is cut to fit.
     """
+    if hide.law == "parted":
+        return _parted(n, hide, rng), 0
     lots = np.zeros(n, np.int64)
     budget = _budget(n, hide)
     covered = run = empty = 0
@@ -283,6 +350,25 @@ def _spans(n: int, hide: Hide, rng: np.random.Generator) -> tuple[Array, int]:
             lots[free] = run
             covered += len(free)
     return lots, empty
+
+
+def _parted(n: int, hide: Hide, rng: np.random.Generator) -> Array:
+    """The same where runs and what is left between them are random parts of what there is."""
+    size = _budget(n, hide)
+    if size in (0, n):
+        return np.full(n, size // n, np.int64)
+    runs = min(max(1, round(size / hide.span)), size, n - size)
+    number = np.zeros(2 * runs, np.int64)
+    number[1::2] = np.arange(1, runs + 1)
+    lengths = np.empty(2 * runs, np.int64)
+    lengths[1::2], lengths[::2] = _parts(size, runs, rng), _parts(n - size, runs, rng)
+    return np.repeat(number, lengths)
+
+
+def _parts(n: int, count: int, rng: np.random.Generator) -> Array:
+    """Lengths, at least 1, of ``count`` random parts of n places; all partings are as likely."""
+    cuts = np.sort(rng.choice(n - 1, count - 1, replace=False)) + 1
+    return np.diff(np.concatenate([[0], cuts, [n]]))
 
 
 def _length(hide: Hide, rng: np.random.Generator) -> int:

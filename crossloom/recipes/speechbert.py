@@ -81,4 +81,4 @@ def speechbert_tiny() -> Recipe:
     recipe = speechbert()
     captions = {n: replace(c, shards="speech-train-*.tar") for n, c in recipe.mixture.items()}
     captions["written"] = replace(captions["written"], reader=Texts())
-    return tiny(recipe, single_stream(STREAMS, layers=3, width=128, heads=4), captions)
+    return tiny(recipe, single_stream(STREAMS, layers=2, width=128, heads=4), captions)

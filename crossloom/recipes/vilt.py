@@ -28,6 +28,9 @@ def vilt() -> Recipe:
     leaves out ``[CLS]``, ``[SEP]`` and the image's summary. The layers start from ViT-B/32, the
     table of words by chance (``start``).
 
+    Whole words are hidden, as in the paper; the code does so only with ``whole_word_masking``,
+    which its configuration leaves off.
+
     Pictures are squares of 384 here; there, the shorter side is 384, the longer at most 640, and of
     their patches 200 at most are drawn. Half of the pairs of a device's batch are mismatched there,
     exactly; here each with probability one half. One epsilon (1e-12) holds for all norms, as in

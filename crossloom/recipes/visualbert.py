@@ -27,16 +27,17 @@ def visualbert() -> Recipe:
     """VisualBERT (Li et al. 2019): masked words of two captions, and whether both fit the image.
 
     Paper: section 3 (arXiv 1908.03557); uclanlp/visualbert: ``dataloaders/coco_dataset.py``,
-    ``configs/vqa/coco-pre-train.json``; ``transformers: modeling_visual_bert.py``. The first
-    caption is always the image's, the second is another of its captions or, half of the time, one
-    of another image; its words are hidden and predicted all the same. Regions are never hidden.
+    ``visualbert/configs/vqa/coco-pre-train.json``; ``transformers: modeling_visual_bert.py``. The
+    first caption is always the image's, the second is another of its captions or, half of the time,
+    one of another image; its words are hidden and predicted all the same. Regions are never hidden.
     Training starts from BERT's uncased weights (``start``); the tables of positions and segments of
     regions start as copies of the text's there, by chance here.
 
     Regions take row 1 of their own table of segments, as in ``transformers``; the first code took
     row 0. Class 1 is a match, as in that code. Published features differ by task (2,048 numbers
     for VQA, which are taken here, 1,024 for NLVR2), so that its pre-training was done for each.
-    Steps: 10 epochs of the 414 thousand captions of ``train2014`` by 48.
+    Steps: 10 epochs of some 587 thousand captions by 48: ``train2014``, and ``val2014`` without the
+    5,000 images of ``minival`` (nearly ``train2017``).
 
     Parameters: those of ``VisualBertForPreTraining``, and no more.
     """
@@ -63,7 +64,7 @@ def visualbert() -> Recipe:
                 objectives=("mlm", "captions"),
             )
         },
-        steps=86_000,
+        steps=122_000,
         examples=48,
         optim=bert_adam(5e-5),
         schedule=Schedule(shape="linear", warmup=0.1),

@@ -16,6 +16,7 @@ from crossloom.modalities.regions import Regions
 from crossloom.modalities.speech import Speech
 from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
+from crossloom.models.presets import Norm, Tower, towers
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
@@ -66,15 +67,30 @@ def tiny(
     )
 
 
+def small_towers(*, causal: tuple[str, ...] = (), norm: Norm = "pre") -> Plan:
+    """A small plan of two towers, of text and of image, which differ in width as published ones do.
+
+    Args:
+        causal: streams read left to right.
+        norm: of the plan.
+    """
+    sizes = {
+        "text": Tower(layers=3, width=96, heads=4, hidden=384),
+        "image": Tower(layers=3, width=128, heads=4, hidden=512),
+    }
+    return towers(sizes, causal=causal, norm=norm)
+
+
 def small(modality: Modality) -> Modality:
     """The modality with the world's vocabulary, features and picture sizes."""
     if isinstance(modality, Text):
+        # one row more than the longest text: regions may stand after it
         return replace(
-            modality, vocabulary="tokenizer.model", layout="own", size=0, limit=48, positions=0,
-            offset=0, dropout=0.0,
+            modality, vocabulary="tokenizer.model", layout="own", size=0, limit=48,
+            positions=49 if modality.positions else 0, offset=0, dropout=0.0,
         )  # fmt: skip
     if isinstance(modality, Regions):
-        classes = 37 if modality.classes else 0
+        classes = (37 if modality.background else 36) if modality.classes else 0
         return replace(
             modality, features=64, classes=classes, attributes=0, limit=8, dropout=0.0,
             hidden=64 if modality.hidden else 0,

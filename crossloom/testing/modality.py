@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -61,6 +61,9 @@ def _spec(modality: Modality) -> None:
         "a copy is not equal to it: make it a frozen dataclass whose fields compare by value",
     )
     _need(isinstance(modality.identity(), str), "identity() must give a string")
+    names = [f.name for f in fields(modality)]
+    if strange := [x for x in modality.own if x not in names]:
+        _need(False, f"own names {strange[0]}, which is no field: there are {', '.join(names)}")
 
 
 def _decoding(modality: Modality, sample: Sample) -> Units:
@@ -139,6 +142,8 @@ def _targets(modality: Modality, units: Units) -> None:
             f"predictable() offers {name}, but decode() gives no such target: add it to targets",
         )
         _form(name, target, units.targets[name])
+        if target.trusted:
+            _trust(name, units)
     shown = {**units.content, **units.whole}
     for name, value in units.targets.items():
         for other, content in shown.items():
@@ -172,7 +177,29 @@ def _form(name: str, target: Target, value: Array) -> None:
         )
 
 
+def _trust(name: str, units: Units) -> None:
+    trust = units.targets.get(f"{name}.trust")
+    _need(
+        trust is not None,
+        f"target {name} is trusted, but decode() gives no {name}.trust: add it to targets",
+    )
+    assert trust is not None
+    _need(
+        trust.shape == (len(units),) and trust.dtype == np.float32,
+        f"{name}.trust is {trust.dtype} {list(trust.shape)}; give float32 [{len(units)}]",
+    )
+    _need(
+        bool(((trust >= 0) & (trust <= 1)).all()),
+        f"{name}.trust lies in {trust.min():.4g}..{trust.max():.4g}: keep to 0..1",
+    )
+
+
 def _corruption(modality: Modality, units: Units) -> None:
+    if strange := [x for x in modality.swapped if x not in units.content]:
+        _need(
+            False,
+            f"swapped names {strange[0]}, which is no content: there is {', '.join(units.content)}",
+        )
     before = {k: v.copy() for k, v in _arrays(units).items()}
     fate = np.zeros(len(units), np.int8)
     places = np.flatnonzero(units.maskable)

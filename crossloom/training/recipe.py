@@ -235,7 +235,7 @@ class Recipe:
             )
 
     def located(self) -> Recipe:
-        """The recipe with every relative vocabulary and file of class names under ``data``."""
+        """The recipe with every relative vocabulary and file of names under ``data``."""
 
         def place(modality: Modality) -> Modality:
             path = getattr(modality, "vocabulary", None)
@@ -244,15 +244,23 @@ class Recipe:
             return replace(modality, vocabulary=str(Path(self.data) / path))  # type: ignore[call-arg]
 
         def named(reader: Reader) -> Reader:
-            tags = getattr(reader, "tags", None)
-            if not tags or not tags.names or Path(tags.names).is_absolute():
-                return reader
-            tags = replace(tags, names=str(Path(self.data) / tags.names))
-            return replace(reader, tags=tags)  # type: ignore[call-arg]
+            for part in ("tags", "links"):
+                found = getattr(reader, part, None)
+                if found and found.names and not Path(found.names).is_absolute():
+                    found = replace(found, names=str(Path(self.data) / found.names))
+                    reader = replace(reader, **{part: found})
+            return reader
+
+        def listed(objective: Objective) -> Objective:
+            path = getattr(objective, "classes", None)
+            if not isinstance(path, str) or Path(path).is_absolute():
+                return objective
+            return replace(objective, classes=str(Path(self.data) / path))  # type: ignore[call-arg]
 
         return replace(
             self,
             modalities={s: place(m) for s, m in self.modalities.items()},
+            objectives={n: listed(o) for n, o in self.objectives.items()},
             mixture={n: replace(c, reader=named(c.reader)) for n, c in self.mixture.items()},
         )
 

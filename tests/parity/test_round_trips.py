@@ -35,6 +35,21 @@ CASES = {
     "ViltForMaskedLM": (
         "ViltConfig", {**SMALL, "num_hidden_layers": 1, "image_size": 16, "patch_size": 8}
     ),
+    "XLMRobertaForMaskedLM": (
+        "XLMRobertaConfig",
+        {**SMALL, "num_hidden_layers": 1, "max_position_embeddings": 18, "type_vocab_size": 1},
+    ),
+    "XLMWithLMHeadModel": (
+        "XLMConfig",
+        {"vocab_size": 60, "emb_dim": 32, "n_layers": 1, "n_heads": 4, "n_langs": 3,
+         "max_position_embeddings": 16},
+    ),
+    "MBartForConditionalGeneration": (
+        "MBartConfig",
+        {"vocab_size": 60, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1,
+         "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
+         "decoder_ffn_dim": 48, "max_position_embeddings": 16},
+    ),
     "CLIPModel": ("CLIPConfig", {"text_config": WORDS, "vision_config": PICTURE}),
     "SiglipModel": ("SiglipConfig", {"text_config": WORDS, "vision_config": PICTURE}),
 }  # fmt: skip
@@ -47,7 +62,7 @@ def published(name, folder):
     model = spread(getattr(transformers, name)(getattr(transformers, config)(**settings)))
     model.save_pretrained(folder)
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(55))]
-    if name not in ("CLIPModel", "SiglipModel"):
+    if config in ("BertConfig", "LxmertConfig", "VisualBertConfig", "ViltConfig"):
         (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
     return model
 

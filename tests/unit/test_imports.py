@@ -19,7 +19,7 @@ ALLOWED = {
     "training": {"modalities", "objectives", "data_pipelines", "models"},
     "evaluation": {"modalities", "objectives", "data_pipelines", "models", "training"},
     "interop": {"modalities", "objectives", "data_pipelines", "models", "training"},
-    "recipes": {"modalities", "objectives", "data_pipelines", "models", "training"},
+    "recipes": {"modalities", "objectives", "data_pipelines", "models", "training", "interop"},
     "testing": {"modalities", "objectives", "data_pipelines", "models", "training", "evaluation"},
 }
 OPEN = {"units", "batch", "plugins"}

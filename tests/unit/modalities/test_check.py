@@ -135,6 +135,48 @@ def test_units_that_break_the_contract(change, words, monkeypatch):
         check_modality(Toy(), SAMPLE)
 
 
+class Trusted(Toy):
+    """Its numbers are trusted as far as they are large."""
+
+    trust: ClassVar[tuple] = (0.0, 1.0, np.float32)
+
+    def decode(self, sample, rng):
+        units = super().decode(sample, rng)
+        low, high, kind = self.trust
+        trust = np.linspace(low, high, len(units), dtype=kind)
+        return replace(units, targets={**units.targets, "number.trust": trust})
+
+    def predictable(self):
+        return {"number": Target(dim=256, form="index", trusted=True)}
+
+
+def test_what_is_said_of_trust_is_checked(monkeypatch):
+    check_modality(Trusted(), SAMPLE)
+    for trust, words in (
+        ((0.0, 1.5, np.float32), "number.trust lies in 0..1.5: keep to 0..1"),
+        ((0.0, 1.0, np.float64), "number.trust is float64"),
+    ):
+        monkeypatch.setattr(Trusted, "trust", trust)
+        with pytest.raises(AssertionError, match=words):
+            check_modality(Trusted(), SAMPLE)
+    monkeypatch.setattr(Trusted, "decode", Toy.decode)
+    with pytest.raises(AssertionError, match=r"decode\(\) gives no number.trust"):
+        check_modality(Trusted(), SAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("own", "own names strange, which is no field: there are field, reach"),
+        ("swapped", "swapped names strange, which is no content: there is bits"),
+    ],
+)
+def test_names_of_fields_and_content_are_checked(name, words, monkeypatch):
+    monkeypatch.setattr(Toy, name, ("strange",))
+    with pytest.raises(AssertionError, match=words):
+        check_modality(Toy(), SAMPLE)
+
+
 class TooLong(Toy):
     def longest(self):
         return 3

@@ -69,6 +69,18 @@ def test_the_aim_is_each_units_overlap_and_the_whole_image_is_no_answer():
     assert spec.aim(seen(boxes, [0, 0, 1, 1])).value[0].tolist() == [1, 0.5, 0.5, -1, -1]
 
 
+def test_a_box_of_another_picture_is_not_looked_for():
+    shown = seen([[0, 0, 1, 1]], [0, 0, 1, 1])
+    assert len(Ground(view=VIEW, most=5).aim(shown).index) == 1
+    assert len(Ground(view=VIEW, most=5).aim(replace(shown, matched=False)).index) == 0
+
+
+def test_a_label_that_the_reader_does_not_tell_is_named():
+    shown = replace(seen([[0, 0, 1, 1]], [0, 0, 1, 1]), labels={"language": "en"})
+    with pytest.raises(ValueError, match=r"k: an objective needs label 'box'; .* tells language: "):
+        Ground(view=VIEW, most=5).aim(shown)
+
+
 def test_softmax_leaves_out_what_no_unit_fits():
     boxes = [[0, 0, 0.2, 0.2], [0.5, 0.5, 1, 1]]
     spec = Ground(view=VIEW, form="softmax", most=5)

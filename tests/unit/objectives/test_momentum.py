@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossloom.batch import Encoded, Stream, ViewBatch
+from crossloom.data_pipelines.collate import Collator
 from crossloom.data_pipelines.loader import Shares, load
 from crossloom.data_pipelines.read import Parallel
+from crossloom.evaluation.features import features, read_examples
 from crossloom.models.attention import Layout
 from crossloom.models.presets import dual_encoder, single_stream
 from crossloom.objectives.contrast import queue_contrast
@@ -248,6 +250,22 @@ def test_the_middle_layer_is_contrasted_and_no_further_one_is_run(world):
     mean = replace(encoded, states=by_hand).mean("text")
     expected = F.normalize(head.project["text"](mean), dim=1)
     torch.testing.assert_close(head.features(encoded, "text"), expected)
+
+
+def test_the_features_that_tasks_rank_by_are_of_the_layer_contrasted(world):
+    recipe = queued(world, layer=1)
+    model = make_model(recipe).eval()
+    source = make_stack(recipe).parts["captions"].source
+    examples = read_examples(recipe, source, ("text",), most=5)
+    found = features(model, recipe, "itc", "text", examples)
+    stream = Collator(recipe.modalities, recipe.objectives, 0).show(
+        View(name="v", streams=("text",)), examples
+    )
+    stream = stream.to("cpu")
+    states = model.fusion.layers[0]({"text": model.embed["text"](stream.streams["text"])},
+                                    Layout(stream))  # fmt: skip
+    mean = Encoded(stream, states, {}).mean("text")
+    torch.testing.assert_close(found, F.normalize(model.heads["itc"].project["text"](mean), dim=1))
 
 
 def test_features_at_their_own_length():

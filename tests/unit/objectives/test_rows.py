@@ -245,6 +245,12 @@ def test_marks_that_cannot_be(marked, message):
             "hard is 2",
         ),
         (
+            lambda: Rank(
+                view=View(name="v", streams=STREAMS, against=("a",), mismatch="a")
+            ).check(MODALITIES),
+            "drop mismatch",
+        ),
+        (
             lambda: Classify(
                 view=View(name="v", streams=STREAMS, against=("a",)), label="l", classes=("x",),
                 pooled=("a",),

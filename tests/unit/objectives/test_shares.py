@@ -12,6 +12,7 @@ from crossloom.models.model import CrossloomModel
 from crossloom.models.presets import single_stream
 from crossloom.objectives.classify import Classify
 from crossloom.objectives.match import Match
+from crossloom.objectives.pool import Probe
 from crossloom.objectives.presets import itc
 from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.objectives.view import Hide, View
@@ -74,6 +75,23 @@ def test_poolers_of_other_streams_differ():
     other = replace(OBJECTIVES["answers"], pooled=("image",))
     with pytest.raises(ValueError, match="made otherwise"):
         model(OBJECTIVES | {"answers": other})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pool": "mean"},
+        {"pool": Probe(heads=2, hidden=16)},
+        {"pooled": STREAMS, "combine": "sum"},
+    ],
+)
+def test_poolers_that_summarise_otherwise_differ(changes):
+    """Also where the parameters are alike: the setting would be ignored silently."""
+    match = replace(OBJECTIVES["match"], pooled=changes.get("pooled", ("text",)))
+    if "pool" in changes and isinstance(changes["pool"], Probe):
+        match = replace(match, pool=replace(changes["pool"], heads=4))
+    with pytest.raises(ValueError, match="made otherwise"):
+        model(OBJECTIVES | {"match": match, "answers": replace(OBJECTIVES["answers"], **changes)})
 
 
 def test_contrast_has_nothing_to_share():

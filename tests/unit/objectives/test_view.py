@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossloom.objectives.view import Hide, View, _closed_up, draw_fates, draw_merged
+from crossloom.objectives.view import Hide, View, _closed_up, draw_fates, draw_relaid
 from crossloom.units import Fate, keyed_rng, make_units
 
 
@@ -70,7 +70,7 @@ def merged(n, hide, seed, group=None, position=None):
     maskable = np.ones(n + 2, bool)
     maskable[[0, -1]] = False
     text = make_units({"x": np.arange(n + 2)}, maskable=maskable, group=group, position=position)
-    return (text, *draw_merged(text, hide, keyed_rng(seed)))
+    return (text, *draw_relaid(text, hide, keyed_rng(seed)))
 
 
 @given(st.integers(1, 60), st.floats(0, 1), st.booleans(), st.integers(0, 10**6))
@@ -169,3 +169,159 @@ def test_the_last_unit_can_be_selected_when_asked():
 def test_hiding_that_cannot_be_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Hide(**wrong)
+
+
+def sentences(*lengths):
+    """Sentences of such lengths between two specials; units are numbered."""
+    n = sum(lengths) + 2
+    value = np.concatenate([[-1], np.repeat(np.arange(len(lengths)), lengths), [-1]])
+    maskable = value >= 0
+    return make_units({"x": np.arange(n)}, targets={"sentence": value}, maskable=maskable)
+
+
+def test_sentences_change_places_as_wholes_in_every_order_alike():
+    text = sentences(2, 3, 1)
+    hide = Hide(rate=0, at_least=0, permute="sentence")
+    orders = {}
+    for seed in range(1200):
+        fate, laid = draw_relaid(text, hide, keyed_rng(seed))
+        assert not fate.any()
+        assert not laid.fate.any()
+        assert laid.position.tolist() == list(range(8))
+        key = tuple(laid.place.tolist())
+        orders[key] = orders.get(key, 0) + 1
+    parts = [(1, 2), (3, 4, 5), (6,)]
+    wanted = {
+        (0, *parts[a], *parts[b], *parts[c], 7)
+        for a, b, c in [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
+    }
+    assert orders.keys() == wanted
+    assert min(orders.values()) > 150  # 200 each
+
+
+def test_a_special_moves_with_the_sentence_before_it():
+    value = np.array([-1, 0, 0, -1, 0, -1, -1])  # <s> a a </s> b </s> language
+    text = make_units({"x": np.arange(7)}, targets={"sentence": value}, maskable=value >= 0)
+    hide = Hide(rate=0, at_least=0, permute="sentence")
+    seen = {tuple(draw_relaid(text, hide, keyed_rng(n))[1].place.tolist()) for n in range(40)}
+    assert seen == {(0, 1, 2, 3, 4, 5, 6), (0, 4, 1, 2, 3, 5, 6)}
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 10**6))
+def test_what_is_moved_and_infilled_is_all_of_the_text_once(lengths, seed):
+    text = sentences(*lengths)
+    hide = Hide(rate=0.35, show=0, swap=0, by="span", law="poisson", span=3.5, longest=64,
+                merge=True, permute="sentence")  # fmt: skip
+    fate, laid = draw_relaid(text, hide, keyed_rng(seed))
+    assert (fate == Fate.HIDE).sum() == max(1, round(0.35 * sum(lengths)))
+    kept = laid.place[laid.fate == Fate.KEEP]
+    assert sorted(kept.tolist()) == np.flatnonzero(fate == Fate.KEEP).tolist()
+    assert laid.place[0] == 0
+    assert laid.place[-1] == len(text) - 1
+    # within a sentence the order is the clean one, and sentences are not torn
+    shown = text.targets["sentence"][kept][1:-1]
+    assert (np.diff(shown) != 0).sum() == len(set(shown.tolist())) - 1 if len(shown) else True
+    for number in set(shown.tolist()):
+        mine = kept[1:-1][shown == number]
+        assert (np.diff(mine) > 0).all()
+
+
+def test_words_stay_whole_where_sentences_move():
+    """A word's number is its place as laid: groups that met in the clean text may be far apart."""
+    value = np.concatenate([[-1], np.repeat(np.arange(6), 4), [-1]])
+    group = np.concatenate([[0], 1 + np.arange(24) // 2, [13]])
+    text = make_units({"x": np.arange(26)}, targets={"sentence": value}, maskable=value >= 0,
+                      group=group)  # fmt: skip
+    hide = Hide(rate=0.5, show=0, swap=0, by="span", law="poisson", span=2, merge=True,
+                whole=True, permute="sentence")  # fmt: skip
+    for seed in range(30):
+        fate, laid = draw_relaid(text, hide, keyed_rng(seed))
+        words = fate[1:-1].reshape(12, 2)
+        assert (words == words[:, :1]).all()
+        assert (words[:, 0] == Fate.HIDE).sum() == 6
+        # a run is of neighbours as laid: between two masks there is a unit, or two runs met
+        assert (laid.fate == Fate.HIDE).sum() <= 6
+
+
+@given(st.integers(1, 50), st.floats(0, 1), st.integers(0, 10**6))
+def test_deleted_units_are_not_shown(n, rate, seed):
+    text = make_units({"x": np.arange(n)})
+    fate, laid = draw_relaid(text, Hide(rate=rate, show=0, swap=0, delete=True), keyed_rng(seed))
+    left = np.flatnonzero(fate == Fate.KEEP).tolist()
+    assert laid.place.tolist() == (left or [0])
+    assert laid.position.tolist() == list(range(len(laid.place)))
+    assert not (laid.fate == Fate.HIDE).any()
+
+
+def test_the_rate_of_deletion():
+    text = make_units({"x": np.arange(50_000)})
+    laid = draw_relaid(text, Hide(rate=0.15, show=0, swap=0, delete=True), keyed_rng(1))[1]
+    assert len(laid.place) / 50_000 == pytest.approx(0.85, abs=0.005)
+    assert (np.diff(laid.place) > 0).all()
+
+
+@given(st.integers(2, 80), st.floats(0.05, 0.9), st.floats(1, 6), st.integers(0, 10**6))
+def test_parted_runs_have_both_counts_fixed(n, rate, span, seed):
+    """As ``random_spans_noise_mask`` of T5: so many units in so many runs, the first one left."""
+    hide = Hide(rate=rate, show=0, swap=0, by="span", law="parted", span=span, merge=True)
+    text = make_units({"x": np.arange(n)})
+    fate, laid = draw_relaid(text, hide, keyed_rng(seed))
+    size = max(1, round(rate * n))
+    runs = min(max(1, round(size / span)), size, n - size)
+    assert (fate == Fate.HIDE).sum() == size
+    assert (laid.fate == Fate.HIDE).sum() == max(1, runs)  # 1 where nothing is left
+    assert fate[0] == (Fate.KEEP if size < n else Fate.HIDE)
+    assert fate[-1] == Fate.HIDE
+
+
+def test_parted_runs_are_as_likely_as_each_other():
+    """Five units in two runs, five left in two: 4 × 4 ways, each as often as the others."""
+    hide = Hide(rate=0.5, show=0, swap=0, by="span", law="parted", span=2.5)
+    text = make_units({"x": np.arange(10)})
+    found = {}
+    for seed in range(3200):
+        key = tuple(draw_fates(text, hide, keyed_rng(seed)).tolist())
+        found[key] = found.get(key, 0) + 1
+    assert len(found) == 16
+    assert 140 < min(found.values()) <= max(found.values()) < 260
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "span", "kept"),
+    [("INFILL", 0.30, 3.0, 0.7), ("INFILL_WORDS", 0.35, 3.5, 0.65), ("T5", 0.15, 3.0, 0.85)],
+)
+def test_published_corruption(name, rate, span, kept):
+    """BART 30 % and Poisson(3); mBART 35 % of words and 3.5; T5 15 % and a mean of 3."""
+    from crossloom.objectives import presets
+
+    hide = getattr(presets, name)
+    hidden = masks = units_left = total = 0
+    for seed in range(60):
+        _, fate, laid = merged(512, hide, seed)
+        hidden += int((fate == Fate.HIDE).sum())
+        masks += int((laid.fate == Fate.HIDE).sum())
+        units_left += int((laid.fate == Fate.KEEP).sum()) - 2
+        total += 512
+    assert hidden / total == pytest.approx(rate, abs=0.002)
+    assert units_left / total == pytest.approx(kept, abs=0.002)
+    # masks for each hidden unit; runs may meet or overlap where places are drawn freely
+    assert hidden / masks == pytest.approx(span, rel=0.03 if name == "T5" else 0.25)
+    for permuted in (presets.BART, presets.MBART):
+        assert (permuted.permute, permuted.merge) == ("sentence", True)
+
+
+def test_units_without_sentences_cannot_be_permuted():
+    with pytest.raises(ValueError, match="units have no 'sentence'"):
+        draw_relaid(units(5), Hide(permute="sentence"), keyed_rng(0))
+
+
+def test_what_cannot_be_scored_says_so():
+    from crossloom.modalities.text import Text
+    from crossloom.objectives.presets import mlm
+
+    text = Text(vocabulary="none", size=60)
+    for hide in (Hide(delete=True), Hide(permute="sentence")):
+        with pytest.raises(ValueError, match="merges, deletes or moves"):
+            mlm(("text",), hide=hide).check({"text": text})
+    with pytest.raises(ValueError, match="delete and merge"):
+        Hide(delete=True, merge=True, by="span")

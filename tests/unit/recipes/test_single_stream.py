@@ -18,9 +18,9 @@ from crossloom.recipes.unicoder_vl import unicoder_vl, unicoder_vl_tiny
 from crossloom.recipes.uniter import uniter, uniter_large, uniter_tiny
 from crossloom.recipes.vilt import vilt, vilt_tiny
 from crossloom.recipes.visualbert import visualbert, visualbert_tiny
+from crossloom.training.overview import parameters
 from crossloom.training.recipe import from_dict, to_dict
 from crossloom.training.run import make_model, make_stack
-from crossloom.training.summary import parameters
 
 PUBLISHED = [uniter, uniter_large, visualbert, unicoder_vl, imagebert, vilt]
 

@@ -71,7 +71,9 @@ def parameters(recipe: Recipe) -> Parameters:
 
 def _count(recipe: Recipe) -> dict[str, int]:
     with torch.device("meta"):
-        model = CrossloomModel(recipe.modalities, recipe.plan, recipe.objectives, recipe.tied)
+        model = CrossloomModel(
+            recipe.modalities, recipe.plan, recipe.objectives, recipe.tied, recipe.marked
+        )
     parts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         kind, _, rest = name.partition(".")
@@ -154,8 +156,14 @@ def shown(view: View) -> str:
             marks.append(
                 f"{hide.rate:.0%} hidden" + (f" by {hide.by}" if hide.by != "unit" else "")
             )
-        if stream == view.mismatch:
-            marks.append(f"{view.mismatch_rate:.0%} another's")
+        if others := view.mismatched.count(stream):
+            marks.append(f"{others * view.mismatch_rate / len(view.mismatched):.0%} another's")
+        if stream in view.follow:
+            marks.append(f"what is hidden of {view.follow[stream]}")
+        if stream in view.twice:
+            marks.append(f"then {view.twice[stream]}")
+        if rivals := view.against.count(stream):
+            marks.append(f"against {rivals} of others")
         if stream in view.causal:
             marks.append("left to right")
         if stream in view.reads:

@@ -13,7 +13,7 @@ from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.objectives.view import Hide, View
 from crossloom.plugins import listed
 from crossloom.testing.recipes import tiny_recipe
-from crossloom.training import summary
+from crossloom.training import overview
 from crossloom.training.run import make_model
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -43,7 +43,7 @@ def added(recipe, **objectives):
 
 def test_parameters_are_those_of_the_model(world):
     recipe = tiny_recipe(world, contrast=True).located()
-    counted = summary.parameters(recipe)
+    counted = overview.parameters(recipe)
     model = make_model(recipe)
     assert sum(counted.parts.values()) == sum(p.numel() for p in model.parameters())
     assert counted.parts["embed.text"] == sum(p.numel() for p in model.embed["text"].parameters())
@@ -56,8 +56,8 @@ def test_without_a_vocabulary_what_each_id_adds_is_told(world):
     recipe = tiny_recipe(world)
     text = Sized(dropout=0.0)
     recipe = replace(recipe, modalities={**recipe.modalities, "text": text})
-    exact = summary.parameters(recipe.located())
-    open_ = summary.parameters(
+    exact = overview.parameters(recipe.located())
+    open_ = overview.parameters(
         replace(recipe, modalities={**recipe.modalities, "text": replace(text, vocabulary="")})
     )
     ids = recipe.located().modalities["text"].vocab.size
@@ -74,12 +74,12 @@ def test_a_recipe_whose_parts_do_not_fit_is_an_error_not_a_missing_vocabulary(wo
     recipe = tiny_recipe(world).located()
     wrong = replace(recipe, plan=single_stream(("text", "sound"), layers=1, width=32, heads=2))
     with pytest.raises(ValueError, match="modalities are text, image"):
-        summary.parameters(wrong)
+        overview.parameters(wrong)
 
 
 def test_passes_count_the_views_that_a_component_draws(world):
     recipe = tiny_recipe(world)
-    first, second = summary.passes(recipe)
+    first, second = overview.passes(recipe)
     # mrc and mrfr share a view
     assert first.views == ("mlm", "mrm", "itm")
     assert first.share == pytest.approx(2 / 3)
@@ -95,17 +95,17 @@ def test_reading_patterns_are_told(world):
         causal=("text",), reads={"image": ("image",)}, mismatch="image",
     )  # fmt: skip
     said = "text (15% hidden by group, left to right), image (50% another's, reads image)"
-    assert summary.shown(view) == said
+    assert overview.shown(view) == said
     objective = Reconstruct(view=view, stream="text", target="token")
-    assert summary.settings(objective) == "stream=text target=token"
-    assert summary.words(added(recipe, s2s=objective)) == "single stream; prefix"
+    assert overview.settings(objective) == "stream=text target=token"
+    assert overview.words(added(recipe, s2s=objective)) == "single stream; prefix"
     two = added(replace(recipe, plan=cross_encoder("text", "image")), itc=itc())
-    assert summary.words(two) == "co-attention, shared weights; streams apart"
+    assert overview.words(two) == "co-attention, shared weights; streams apart"
 
 
 def test_tables_name_every_objective_and_component(world):
     titles = {}
-    for title, headings, rows in summary.tables(tiny_recipe(world).located()):
+    for title, headings, rows in overview.tables(tiny_recipe(world).located()):
         titles[title.partition(":")[0]] = rows
         assert all(len(row) == len(headings) for row in rows)
     assert [r[0] for r in titles["objectives"]] == ["mlm", "mrc", "mrfr", "itm", "tlm"]
@@ -115,7 +115,7 @@ def test_tables_name_every_objective_and_component(world):
 
 def test_the_page_of_recipes_is_the_one_that_is_committed(tmp_path):
     own = [p for p in listed("recipe") if p.target.startswith("crossloom.")]
-    summary.page([summary.entry(p) for p in own], tmp_path)
+    overview.page([overview.entry(p) for p in own], tmp_path)
 
     def files(folder):
         drawings = sorted((folder / "images" / "plans").glob("*.svg"))
@@ -130,13 +130,15 @@ def test_the_page_of_recipes_is_the_one_that_is_committed(tmp_path):
 
 
 def test_equal_plans_share_a_drawing_and_old_ones_go(tmp_path):
-    one = summary.Entry(
+    one = overview.Entry(
         name="one", says="a | b", plan="p", streams="s", objectives="o", parameters="1", drawing="A"
     )
     old = tmp_path / "images" / "plans" / "old.svg"
     old.parent.mkdir(parents=True)
     old.write_text("")
-    summary.page([one, replace(one, name="two"), replace(one, name="three", drawing="B")], tmp_path)
+    overview.page(
+        [one, replace(one, name="two"), replace(one, name="three", drawing="B")], tmp_path
+    )
     assert sorted(p.stem for p in old.parent.iterdir()) == ["one", "three"]
     page = (tmp_path / "recipes.md").read_text("utf-8")
     assert "| `two` | a \\| b | [p](images/plans/one.svg) |" in page
@@ -144,6 +146,29 @@ def test_equal_plans_share_a_drawing_and_old_ones_go(tmp_path):
 
 
 def test_objectives_of_a_view_of_their_own_are_told_apart():
-    assert summary.shown(itm().view) == "text, image (50% another's)"
-    assert summary.shown(itc().view) == "apart: text, image"
-    assert summary.shown(mlm().view) == "text (15% hidden), image"
+    assert overview.shown(itm().view) == "text, image (50% another's)"
+    assert overview.shown(itc().view) == "apart: text, image"
+    assert overview.shown(mlm().view) == "text (15% hidden), image"
+    # of two streams either is taken; rows beside the first
+    view = View(name="v", streams=("a", "b"), mismatch=("a", "b"), mismatch_rate=0.5)
+    assert overview.shown(view) == "a (25% another's), b (25% another's)"
+    view = View(name="v", streams=("a", "b"), against=("b", "a", "b"))
+    assert overview.shown(view) == "a (against 1 of others), b (against 2 of others)"
+    view = View(name="v", streams=("a", "b"), twice={"b": "c"})
+    assert overview.shown(view) == "a, b (then c)"
+    view = View(name="v", streams=("a", "b"), hide={"a": Hide()}, follow={"b": "a"})
+    assert overview.shown(view) == "a (15% hidden), b (what is hidden of a)"
+
+
+def test_a_mark_is_counted(world):
+    recipe = tiny_recipe(world)
+    streams = ("text", "image", "second")
+    recipe = replace(
+        recipe,
+        modalities={**recipe.modalities, "second": replace(recipe.modalities["image"], field="1")},
+        tied={"second": "image"},
+        marked=("second",),
+        plan=single_stream(streams, layers=1, width=32, heads=2),
+        objectives={**recipe.objectives, "itm": itm(streams)},
+    ).located()
+    assert overview.parameters(recipe).parts["marks.second"] == 32
