@@ -41,7 +41,7 @@ _SMALL = ("optim.decay=0.01", "schedule.warmup=0.1", "log_every=50", "save_every
 STAGES = (
     Stage(
         "vqa",
-        ("steps=620", "examples=64", "optim.rate=1e-3", "languages=[en]", "pool=mean", *_SMALL),
+        ("steps=900", "examples=64", "optim.rate=1e-3", "languages=[en]", "pool=mean", *_SMALL),
         ("accuracy",),
     ),
     Stage(

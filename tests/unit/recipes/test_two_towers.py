@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from crossloom.training.summary import parameters
 
 from crossloom.batch import AimBatch
 from crossloom.interop import clip as clip_files
@@ -18,6 +17,7 @@ from crossloom.models.plan import Attend, Feed
 from crossloom.objectives.contrast import Deep
 from crossloom.recipes import clip, siglip, wenlan
 from crossloom.training.optim import Optim, freeze
+from crossloom.training.overview import parameters
 from crossloom.training.recipe import from_dict, to_dict
 
 BOTH = ("text", "image")
