@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from crossloom.data_pipelines.read import Questions, Texts
+from crossloom.data_pipelines.world import ANSWERS
 from crossloom.models.presets import cross_encoder
 from crossloom.objectives.match import Match
 from crossloom.objectives.objective import Objective
@@ -89,7 +90,7 @@ def lxmert_tiny() -> Recipe:
     """LXMERT over the world, whose regions have no attributes: 2 + 1 + 2 layers of 128."""
     recipe = lxmert()
     kept = {n: o for n, o in recipe.objectives.items() if n != "attribute"}
-    kept["answers"] = replace(kept["answers"], count=0)  # type: ignore[call-arg]
+    kept["answers"] = replace(kept["answers"], count=len(ANSWERS))  # type: ignore[call-arg]
     mixture = {
         n: replace(c, shards="train-*.tar", objectives=tuple(o for o in c.objectives if o in kept))
         for n, c in recipe.mixture.items()
