@@ -37,6 +37,9 @@ def lxmert() -> Recipe:
     gives that. Of soft answers the code draws one; here the loss is its mean over the draws. The
     paper answers questions in the last ten of twenty epochs alone; the code always.
 
+    ``answers.txt`` has the 9,500 most frequent answers of all its questions; conversions write one
+    such list for each data set, of which it is made.
+
     Parameters: those of ``LxmertForPreTraining`` with 9,500 answers.
     """
     view = View(name="joint", streams=STREAMS, hide={TEXT: BERT, IMAGE: REGIONS}, mismatch=TEXT)
