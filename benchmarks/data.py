@@ -277,8 +277,8 @@ def first_batch(place: Path) -> dict[str, Any]:
     world = place / "world"
     write_world(world, examples=2000)
     train(open_shards("train-*.tar", world), world / "tokenizer.model", size=1200, coverage=1.0)
-    for file in world.glob("*.index.json"):
-        file.unlink()
+    for file in (*world.glob("*.index.json"), world / "shards.summary.json"):
+        file.unlink(missing_ok=True)
     begin = time.perf_counter()
     stack = make_stack(tiny_recipe(world).located())
     stack.micro(0)
