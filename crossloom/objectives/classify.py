@@ -65,11 +65,13 @@ class Classify(Objective):
     def _size(self) -> int:
         return self.count or len(self.names())
 
+    def _none(self) -> Aim:
+        return Aim(np.zeros(0, np.int64), np.zeros((0, self._size()), np.float32))
+
     def aim(self, shown: Shown) -> Aim:
         """One slot with a score for each class, ``[1, C]`` float32."""
-        none = Aim(np.zeros(0, np.int64), np.zeros((0, self._size()), np.float32))
         if self.matched_only and not shown.matched:
-            return none
+            return self._none()
         given = shown.label(self.label)
         scores = np.zeros(self._size(), np.float32)
         places = _places(self.names())
@@ -77,7 +79,7 @@ class Classify(Objective):
             if name in places:
                 scores[places[name]] = score
         if self.form != "sigmoid" and scores.sum() == 0:
-            return none
+            return self._none()
         if self.form == "shares":
             scores /= scores.sum()
         return example_aim(scores)
