@@ -40,7 +40,8 @@ from crossloom.data_pipelines.world import write_world
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.modalities.patches import Patches
 from crossloom.modalities.pictures import Augment
-from crossloom.modalities.text import Text, Vocabulary
+from crossloom.modalities.text import Text
+from crossloom.modalities.vocabularies import Vocabulary
 from crossloom.objectives.presets import itc
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.run import make_stack

@@ -124,7 +124,7 @@ def _with_seeds(lines: list[str]) -> list[str]:
 
 def fertility(path: Path, texts: dict[str, list[str]]) -> dict[str, dict[str, float]]:
     """How a vocabulary splits each language, on up to 1,000 of its lines."""
-    from crossloom.modalities.text import Vocabulary
+    from crossloom.modalities.vocabularies import Vocabulary
 
     vocab = Vocabulary(path)
     report = {}

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from crossloom.data_pipelines.read import Parallel, Texts
 from crossloom.interop.rules import Rule, both, joined, read_all, same, write_all
-from crossloom.modalities.text import Layout, Text
+from crossloom.modalities.text import Text
+from crossloom.modalities.vocabularies import Layout
 from crossloom.models.plan import Plan
 from crossloom.models.presets import single_stream
 from crossloom.objectives.match import Match

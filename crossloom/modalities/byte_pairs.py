@@ -15,7 +15,7 @@ from crossloom.units import Array
 
 
 class BytePairs:
-    """The vocabulary; attributes as in :class:`crossloom.modalities.text.Vocabulary`.
+    """The vocabulary; attributes as in :class:`crossloom.modalities.vocabularies.Vocabulary`.
 
     It has no mask and no unknown: every byte is a piece. ``mask`` is -1, so that nothing can be
     hidden.

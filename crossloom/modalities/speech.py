@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from crossloom.batch import Stream
 from crossloom.modalities.byte_pairs import BytePairs
 from crossloom.modalities.modality import Embedder, Modality, Target
-from crossloom.modalities.text import Layout, Vocabulary, vocabulary
+from crossloom.modalities.vocabularies import Layout, Vocabulary, vocabulary
 from crossloom.modalities.wordpiece import WordPiece
 from crossloom.units import Array, BadSample, Sample, Units, make_units
 

@@ -1,35 +1,14 @@
 """Text as word pieces, in any number of languages.
 
-These id layouts are read:
-
-- ``own``: a model trained by ``crossloom tokenizer train``; ids are the model's own
-  (``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3, ``<mask>`` 4, pieces from 5).
-- ``xlm-r``: an existing ``sentencepiece.bpe.model`` read with the layout of XLM-R: the model's ids
-  are shifted by one, the four specials take 0..3 and ``<mask>`` comes last
-  (``transformers: tokenization_xlm_roberta.py``).
-- ``mbart``: the same file with mBART's ids: after the model's pieces come 25 language tokens, and
-  ``<mask>`` last (``transformers: tokenization_mbart.py``). Nothing begins a text but its language,
-  or ends it (``sign``): what is read is ``X </s> <language>``, what is said
-  ``<language> X </s>``.
-- ``wordpiece`` and ``wordpiece-cased``: BERT's ``vocab.txt``, as its uncased and cased models read
-  it (:mod:`crossloom.modalities.wordpiece`; needs the package ``tokenizers``).
-- ``clip``: CLIP's byte pairs, which need no file (:mod:`crossloom.modalities.byte_pairs`).
-- ``siglip``: a SentencePiece model with ``<pad>`` 0, ``</s>`` 1, ``<unk>`` 2, whose texts are lower
-  case without punctuation, begin with nothing and are filled up with ``</s>``
-  (``transformers: tokenization_siglip.py``).
-
 One passage becomes ``<s> a </s>``, two become ``<s> a </s> </s> b </s>`` (RoBERTa, XLM-R); in
-BERT's layouts ``[CLS] a [SEP]`` and ``[CLS] a [SEP] b [SEP]``.
+BERT's layouts ``[CLS] a [SEP]`` and ``[CLS] a [SEP] b [SEP]``. Pieces and ids are the vocabulary's
+(:mod:`crossloom.modalities.vocabularies`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import string
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -41,147 +20,15 @@ from crossloom.batch import Stream
 from crossloom.modalities.byte_pairs import BytePairs
 from crossloom.modalities.lay import blocks, lay
 from crossloom.modalities.modality import Embedder, Modality, Target
+from crossloom.modalities.vocabularies import MASKLESS, Layout, Vocabulary, vocabulary
 from crossloom.modalities.wordpiece import WordPiece
 from crossloom.units import Array, BadSample, Fate, Passage, Sample, Units, make_units
-
-#: Scripts written without spaces: there every piece counts as a word of its own.
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 #: What ends a sentence, and what may close after it.
 _STOPS = (".", "!", "?", "…", "。", "！", "？", "।", "؟", "۔", "።")
 _CLOSING = "\"'”’»)]」』）"
 
-#: Layouts without a mask: nothing of theirs can be hidden.
-_MASKLESS = ("clip", "siglip")
-
-Layout = Literal["own", "xlm-r", "mbart", "wordpiece", "wordpiece-cased", "clip", "siglip"]
-#: mBART's language tokens in the order of their ids.
-_SIGNS = (
-    "ar_AR", "cs_CZ", "de_DE", "en_XX", "es_XX", "et_EE", "fi_FI", "fr_XX", "gu_IN", "hi_IN",
-    "it_IT", "ja_XX", "kk_KZ", "ko_KR", "lt_LT", "lv_LV", "my_MM", "ne_NP", "nl_XX", "ro_RO",
-    "ru_RU", "si_LK", "tr_TR", "vi_VN", "zh_CN",
-)  # fmt: skip
 _ANY = 1 << 40  # a limit that no text reaches
-
-
-class Vocabulary:
-    """A SentencePiece model with its id layout.
-
-    Attributes:
-        size: number of ids, specials included.
-        begin, end, pad, unknown, mask: ids of the specials, -1 where there is none.
-        ordinary: ``[n]`` int64, ids that a random replacement may take.
-        starts_word: ``[size]`` bool, whether a piece begins a new word.
-        doubled: two passages are parted by two ends, not one.
-        signs: ids of language tokens, by their codes (``de_DE``); empty where there are none.
-    """
-
-    doubled = True
-
-    def __init__(self, path: str | Path, layout: Layout = "own") -> None:
-        """Load a model file.
-
-        Raises:
-            ValueError: the file is missing, is no SentencePiece model, or lacks ``<mask>``.
-        """
-        import sentencepiece
-
-        path = Path(path)
-        if not path.is_file():
-            raise ValueError(
-                f"{path}: no such vocabulary; train one with `crossloom tokenizer train` or give "
-                "the path of a SentencePiece model as modalities.<stream>.vocabulary"
-            )
-        data = path.read_bytes()
-        self.processor: Any = sentencepiece.SentencePieceProcessor()
-        try:
-            self.processor.LoadFromSerializedProto(data)
-        except RuntimeError as error:
-            raise ValueError(f"{path}: not a SentencePiece model ({error})") from None
-        model = self.processor
-        pieces = [model.IdToPiece(i) for i in range(model.GetPieceSize())]
-        self.signs: dict[str, int] = {}
-        if layout in ("xlm-r", "mbart"):
-            self._shift = 1
-            signs = _SIGNS if layout == "mbart" else ()
-            pieces = ["<s>", "<pad>", "</s>", "<unk>", *pieces[3:], *signs, "<mask>"]
-            self.size = len(pieces)
-            self.begin, self.pad, self.end, self.unknown, self.mask = 0, 1, 2, 3, self.size - 1
-            if signs:
-                self.begin, self.doubled = -1, False
-                first = self.mask - len(signs)
-                self.signs = {code: first + n for n, code in enumerate(signs)}
-        elif layout == "siglip":
-            self._shift = 0
-            self.size = len(pieces)
-            self.begin, self.mask = -1, -1
-            # the published tokenizer fills up with the end, not with the model's own <pad>
-            self.end = self.pad = model.eos_id()
-            self.unknown = model.unk_id()
-            if self.end < 0:
-                raise ValueError(f"{path}: has no </s>; give SigLIP's spiece.model")
-        else:
-            self._shift = 0
-            self.size = len(pieces)
-            self.begin, self.pad, self.end = model.bos_id(), model.pad_id(), model.eos_id()
-            self.unknown, self.mask = model.unk_id(), model.PieceToId("<mask>")
-            if self.mask == self.unknown or min(self.begin, self.pad, self.end) < 0:
-                raise ValueError(
-                    f"{path}: has no <s>, </s>, <pad> or <mask>; train it with "
-                    "`crossloom tokenizer train`, or set layout: xlm-r for an XLM-R model"
-                )
-        self.pieces = pieces
-        special = {self.begin, self.pad, self.end, self.unknown, self.mask, *self.signs.values()}
-        # an id, though no text begins with it
-        special |= {0} if self.signs else set()
-        self.ordinary = np.array([i for i in range(self.size) if i not in special], np.int64)
-        self.starts_word = np.array([_starts_word(p) for p in pieces], bool)
-        identity = hashlib.sha256(data)
-        identity.update(f"{layout} {sorted(special)}".encode())
-        self.identity = identity.hexdigest()[:16]
-        self._unknown_raw = model.unk_id()
-        self._bare = layout == "siglip"
-
-    def encode(self, text: str) -> Array:
-        """Ids ``[n]`` int64 of a text, without specials."""
-        if self._bare:
-            text = " ".join(text.lower().translate(_NO_PUNCTUATION).split())
-        ids: Array = np.array(self.processor.EncodeAsIds(text), np.int64)
-        if self._shift:
-            ids = np.where(ids == self._unknown_raw, self.unknown, ids + self._shift)
-        return ids
-
-    def spans(self, text: str) -> Array:
-        """Characters ``[n, 2]`` int64 (first, one past the last) that each piece stands for."""
-        if hasattr(self.processor, "EncodeAsImmutableProto"):  # before sentencepiece 0.2.3
-            pieces = self.processor.EncodeAsImmutableProto(text).pieces
-            pairs = [(p.begin, p.end) for p in pieces]
-        else:
-            pairs = self.processor.encode(text, out_type="offset_mapping")["offsets"]
-        return np.array(pairs, np.int64).reshape(-1, 2)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, specials left out."""
-        special = {self.begin, self.pad, self.end, self.mask, *self.signs.values()}
-        return str(self.processor.DecodePieces([self.pieces[i] for i in ids if i not in special]))
-
-
-def _starts_word(piece: str) -> bool:
-    if piece.startswith("▁"):
-        return True
-    first = unicodedata.name(piece[0], "") if piece else ""
-    return first.startswith(_UNSPACED)
-
-
-@lru_cache(maxsize=8)
-def vocabulary(path: str, layout: Layout) -> Vocabulary | WordPiece | BytePairs:
-    """The vocabulary at a path, loaded once per process."""
-    if layout in ("wordpiece", "wordpiece-cased"):
-        return WordPiece(path, cased=layout == "wordpiece-cased")
-    if layout == "clip":
-        return BytePairs()
-    return Vocabulary(path, layout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +125,7 @@ class Text(Modality):
 
     def _mask(self) -> int:
         """The mask's id; without the file, the one that published vocabularies give it."""
-        if self.layout in _MASKLESS:
+        if self.layout in MASKLESS:
             return -1
         if not self.size or Path(self.vocabulary).is_file():
             return self.vocab.mask
@@ -406,7 +253,7 @@ class Text(Modality):
 
     def predictable(self) -> Mapping[str, Target]:
         """``token``: the id itself, where the vocabulary has a mask to hide it."""
-        if self.layout in _MASKLESS:
+        if self.layout in MASKLESS:
             return {}
         return {"token": Target(dim=self.size or self.vocab.size, form="index")}
 

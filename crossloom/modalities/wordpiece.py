@@ -21,10 +21,11 @@ _SPECIALS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
 
 
 class WordPiece:
-    """A WordPiece vocabulary; attributes as in :class:`crossloom.modalities.text.Vocabulary`.
+    """A WordPiece vocabulary, with the attributes of one of SentencePiece.
 
-    ``[CLS]`` begins and ``[SEP]`` ends a text; pieces that continue a word start with ``##``.
-    The text is taken literally: ``[MASK]`` written in it is three pieces, not a special.
+    See :class:`crossloom.modalities.vocabularies.Vocabulary`. ``[CLS]`` begins and ``[SEP]`` ends a
+    text; pieces that continue a word start with ``##``. The text is taken literally: ``[MASK]``
+    written in it is three pieces, not a special.
     """
 
     doubled = False

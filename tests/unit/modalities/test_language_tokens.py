@@ -9,7 +9,8 @@ import torch
 
 from crossloom.batch import Stream, ViewBatch
 from crossloom.data_pipelines.collate import Collator, Example
-from crossloom.modalities.text import Text, vocabulary
+from crossloom.modalities.text import Text
+from crossloom.modalities.vocabularies import vocabulary
 from crossloom.objectives.presets import MBART, denoise
 from crossloom.objectives.view import Hide, draw_fates
 from crossloom.testing import check_modality

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from crossloom.batch import Stream, ViewBatch
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.modalities.speech import Speech, decode_sound, log_mel, mel_filters, normalise
-from crossloom.modalities.text import Text, vocabulary
+from crossloom.modalities.text import Text
+from crossloom.modalities.vocabularies import vocabulary
 from crossloom.testing import check_modality
 from crossloom.units import BadSample, keyed_rng
 

@@ -6,7 +6,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from crossloom.modalities.text import Text, vocabulary
+from crossloom.modalities.text import Text
+from crossloom.modalities.vocabularies import vocabulary
 from crossloom.modalities.wordpiece import WordPiece
 from crossloom.testing import check_modality
 from crossloom.units import BadSample, Fate, Passage, keyed_rng

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from crossloom.modalities.text import vocabulary
+from crossloom.modalities.vocabularies import vocabulary
 from crossloom.training.overview import parameters
 from crossloom.training.recipe import load_recipe
 from crossloom.training.run import make_model, make_stack
