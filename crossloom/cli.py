@@ -304,7 +304,8 @@ def show_recipe(
     recipe: str,
     assignments: Assignments = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Tables of plan, objectives, passes, parameters alone.")
+        bool,
+        typer.Option("--plan", help="Tables of plan, objectives, passes, parameters, data alone."),
     ] = False,
     svg: Annotated[Optional[Path], typer.Option(help="Draw the plan into this file.")] = None,
 ) -> None:
@@ -327,10 +328,14 @@ def show_recipe(
 def _print_tables(recipe: Any) -> None:
     from rich.console import Console
 
+    from crossloom.training import sampling
     from crossloom.training.overview import tables
 
-    out = Console()
-    for title, headings, rows in tables(recipe.located()):
+    out, located = Console(), recipe.located()
+    found = tables(located)
+    if shares := sampling.table(located):
+        found.append(("what the run meets", sampling.HEADINGS, shares))
+    for title, headings, rows in found:
         table = Table(*headings)
         for row in rows:
             table.add_row(*row)

@@ -77,6 +77,17 @@ class Mixture:
         before += int(self._given[which][component])
         return self.names[component], before * self.alike + place
 
+    def given(self, micro: int) -> Array:
+        """Micro-batches of each component among the first ``micro``, in the order of ``names``."""
+        turn, place = divmod(micro, self.alike)
+        which = bisect_right(self._begins, turn) - 1
+        cycle = self._cycles[which]
+        found = self._given[which] + cycle.given(turn - self._begins[which])
+        found *= self.alike
+        if place:
+            found[cycle.at(turn - self._begins[which])[0]] += place
+        return found
+
 
 class _Cycle:
     """One schedule: a shuffled cycle, repeated."""
@@ -122,7 +133,7 @@ class _Cycle:
 
 
 def temperature(counts: Mapping[str, float], alpha: float) -> dict[str, float]:
-    """Shares proportional to ``count ** alpha`` (XLM: 0.7, XLM-R: 0.3; 1 is as they come)."""
+    """Shares proportional to ``count ** alpha`` (XLM-R: 0.3; 1 is as they come)."""
     raised = {k: v**alpha if v > 0 else 0.0 for k, v in counts.items()}
     total = sum(raised.values())
     return {k: v / total for k, v in raised.items()} if total else raised

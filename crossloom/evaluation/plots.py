@@ -105,3 +105,26 @@ def spreads(rows: Mapping[str, Sequence[float]], title: str, hollow: set[str]) -
     axes.set_axisbelow(True)
     _titled(figure, title)
     return _svg(figure)
+
+
+def moves(rows: Mapping[str, tuple[float, float]], title: str, labels: tuple[str, str]) -> str:
+    """A row for each name: from a share before (hollow) to the one after, in 0..1, to powers of 10.
+
+    A share of 0 is not drawn.
+    """
+    figure, axes = _figure(5.2, 1.2 + 0.2 * len(rows))
+    for place, (before, after) in enumerate(rows.values()):
+        if before > 0 and after > 0:
+            axes.plot([before, after], [place, place], color=SOFT, linewidth=1.2, zorder=1)
+    for label, number, face in ((labels[0], 0, "white"), (labels[1], 1, ACCENT)):
+        points = [(x[number], y) for y, x in enumerate(rows.values()) if x[number] > 0]
+        values, places = zip(*points, strict=True) if points else ((), ())
+        axes.scatter(values, places, s=26, facecolor=face, edgecolor=ACCENT, label=label, zorder=2)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="x", color="#e5e7eb", linewidth=0.7)
+    axes.set_axisbelow(True)
+    _titled(figure, title)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    return _svg(figure)

@@ -13,12 +13,13 @@ from typing import Any
 from crossloom.data_pipelines.shards import ShardError
 from crossloom.evaluation.finetune import make_task
 from crossloom.evaluation.look import Album, Gaze, gazes
-from crossloom.evaluation.plots import bars, curves
+from crossloom.evaluation.plots import bars, curves, moves
 from crossloom.plugins import find
 from crossloom.training.checkpoint import write_atomically
 from crossloom.training.meters import read_journal
 from crossloom.training.recipe import Recipe, to_yaml
 from crossloom.training.run import load_weights, make_model, open_run, start_from
+from crossloom.training.sampling import read_shares
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def write_report(runs: Sequence[Path], page: Path) -> None:
         facts=_facts(run, recipe, journal),
         scores=_scores(best, fresh),
         details=[Markup(s) for s in _details(best, fresh)],
-        curves=[Markup(s) for s in _curves(journal)],
+        curves=[Markup(s) for s in (*_curves(journal), *_shares(run))],
         answers=_answers(best.get("vqa")),
         searches=_searches(best.get("retrieval")),
         inferences=_inferences(best.get("xnli")),
@@ -175,6 +176,15 @@ def _curves(journal: Sequence[dict[str, Any]]) -> list[str]:
     if held:
         plots.append(curves(journal, held, "Loss on data held back"))
     return plots
+
+
+def _shares(run: Path) -> list[str]:
+    """How much of the data and of the run each component is, where there are several."""
+    shares = read_shares(run)
+    if len(shares) < 2:
+        return []
+    rows = {x.component: (x.data, x.run) for x in shares}
+    return [moves(rows, "Share of each component", ("of the data", "of the run"))]
 
 
 def _album(tuned: Tuned) -> tuple[Recipe, Any, Album] | None:

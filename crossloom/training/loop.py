@@ -19,7 +19,7 @@ from crossloom.data_pipelines.source import changed
 from crossloom.models import flops
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.reconstruct import ReconstructHead
-from crossloom.training import checkpoint
+from crossloom.training import checkpoint, sampling
 from crossloom.training.engine import Engine
 from crossloom.training.environment import Environment, peak, workers
 from crossloom.training.held import Held, Losses, paced
@@ -36,6 +36,7 @@ from crossloom.training.run import (
     make_stack,
     prepare_folder,
 )
+from crossloom.training.sampling import spread
 from crossloom.training.start import start
 from crossloom.training.torch_engine import TorchEngine
 
@@ -85,15 +86,15 @@ def train(
 ) -> dict[str, float]:
     """Run a recipe to its end (or until asked to stop) and return the last report.
 
-    ``out`` receives ``recipe.yaml``, ``metrics.jsonl``, TensorBoard events, ``checkpoints/`` and at
-    the end ``model.safetensors``.
+    ``out`` receives ``recipe.yaml``, ``mixture.json``, ``metrics.jsonl``, TensorBoard events,
+    ``checkpoints/`` and at the end ``model.safetensors``.
 
     Raises:
         RecipeError: the recipe does not fit itself, its data, or the run directory.
         RunError: too many bad samples, a loss that is not finite, or a loader process that died.
         ShardError: shards are missing, or cannot be had any more.
     """
-    recipe = recipe.located()
+    recipe = spread(recipe.located())
     folder = out / "checkpoints"
     latest, refused = checkpoint.newest(folder)
     if latest and not resume:
@@ -114,6 +115,10 @@ def train(
     if environment.main:
         prepare_folder(out, recipe)
         Quarantine.prepare(out, first, stack.defects)
+        met = sampling.shares(recipe, stack)
+        checkpoint.write_atomically(out / sampling.FILE, sampling.to_json(met))
+        for share in met if len(met) > 1 else ():
+            print(share)
         if started:
             started.save(out / "start.json")
             print(started)

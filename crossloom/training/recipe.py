@@ -31,6 +31,8 @@ from crossloom.training.optim import Optim
 from crossloom.training.schedule import Schedule
 
 _STRICT = ConfigDict(extra="forbid")
+#: Stands in the name of shards for the code of a language (``Component.languages``).
+LANGUAGE = "{language}"
 
 
 class RecipeError(ValueError):
@@ -95,9 +97,30 @@ class Component:
     objectives: tuple[str, ...]
     weight: float = 1.0
     """Share of micro-batches, relative to the other components."""
+    languages: tuple[str, ...] = ()
+    """Languages that become components of their own when a run starts, called ``NAME-LANGUAGE``.
+    Each reads the shards in whose names ``{language}`` is its code (also in ``held``); without
+    ``{language}``, what the reader finds of it in all shards. ``alpha`` divides the weight among
+    them. With shards of its own, a pair of languages can be one of them (``en-de``)."""
+    alpha: float = 1.0
+    """Languages weigh as ``examples ** alpha``, counted as the reader counts them (sentences, or
+    stretches of documents), 0..1: XLM and mBERT 0.7, XLM-R 0.3; 1 is as they come."""
     held: str | tuple[str, ...] = ""
     """Shards held back, never trained on: the component's losses on them are measured every
     ``held_every`` steps."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must lie in 0..1, not {self.alpha}")
+        if self.alpha != 1 and not self.languages:
+            raise ValueError("alpha weighs languages: list them in `languages`")
+        if len(set(self.languages)) < len(self.languages):
+            raise ValueError(f"languages: one is named twice: {', '.join(self.languages)}")
+        each = LANGUAGE in "".join(self.shards)
+        if each and not self.languages:
+            raise ValueError(f"shards have {LANGUAGE} in them: list the `languages`")
+        if self.languages and self.held and each != (LANGUAGE in "".join(self.held)):
+            raise ValueError(f"shards and held must both have {LANGUAGE} in them, or neither")
 
 
 @dataclass(frozen=True, kw_only=True)

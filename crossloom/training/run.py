@@ -20,6 +20,7 @@ from crossloom.models.model import CrossloomModel
 from crossloom.training import checkpoint
 from crossloom.training.environment import seed_torch
 from crossloom.training.recipe import Component, Phase, Recipe, RecipeError, from_yaml, to_yaml
+from crossloom.training.sampling import spread
 
 RECIPE = "recipe.yaml"
 WEIGHTS = "model.safetensors"
@@ -29,8 +30,10 @@ def make_stack(recipe: Recipe) -> Stack:
     """Open all shards of a recipe.
 
     Raises:
+        RecipeError: a component's languages cannot be told apart or counted.
         ShardError: shards are missing, unreadable or empty.
     """
+    recipe = spread(recipe)
     parts = {}
     for name, component in recipe.mixture.items():
         parts[name] = make_part(name, component, recipe, component.shards)
@@ -61,10 +64,11 @@ def uses(recipe: Recipe) -> list[Use]:
     """What a recipe does with its shards, for :func:`crossloom.data_pipelines.check.check`.
 
     Raises:
+        RecipeError: a component's languages cannot be told apart or counted.
         ShardError: shards are missing, unreadable or live.
     """
     out = []
-    for component in recipe.mixture.values():
+    for component in spread(recipe).mixture.values():
         streams = {s for o in component.objectives for s in recipe.objectives[o].view.decoded}
         modalities = {s: m for s, m in recipe.modalities.items() if s in streams}
         out.append(Use(open_shards(component.shards, recipe.data), modalities, component.reader))
