@@ -106,6 +106,23 @@ class AimBatch:
     weight: Any  #: [K] float32; 0 marks a blank slot
     trust: Any = None  #: [K] float32, a factor on each slot's loss that is not counted; or None
     parts: int = 1  #: micro-batches whose slots lie side by side
+    language: Any = None
+    """``[K]`` int64, which of the run's languages each slot is in, counted from 1; 0 for none of
+    them. None where the run tells no languages apart, or no units are scored."""
+    languages: int = 0  #: how many the run tells apart
+
+    def by_language(self, each: Tensor) -> dict[str, Tensor]:
+        """A loss ``[K]`` of each slot, and the weights, summed by language.
+
+        Returns:
+            ``"by_language"``, ``[1 + languages, 2]`` float32, detached; or nothing, where they are
+            not told apart.
+        """
+        if self.language is None:
+            return {}
+        sums = torch.stack([each.detach().float(), self.weight], dim=1)
+        empty = sums.new_zeros(1 + self.languages, 2)
+        return {"by_language": empty.index_add(0, self.language, sums)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +213,8 @@ def fuse(batches: Sequence[Batch], of_units: Mapping[str, str]) -> Batch:
             weight=_join([a.weight for a in each_aim]),
             trust=_join_trust(each_aim),
             parts=sum(a.parts for a in each_aim),
+            language=_join_languages(each_aim),
+            languages=each_aim[0].languages,
         )
     return Batch(
         views=views,
@@ -219,6 +238,10 @@ def _join_trust(aims: Sequence[AimBatch]) -> Any:
     if all(a.trust is None for a in aims):
         return None
     return _join([np.ones_like(a.weight) if a.trust is None else a.trust for a in aims])
+
+
+def _join_languages(aims: Sequence[AimBatch]) -> Any:
+    return None if aims[0].language is None else _join([a.language for a in aims])
 
 
 def _offsets(sizes: Sequence[int]) -> list[int]:

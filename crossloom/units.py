@@ -76,6 +76,8 @@ class Units:
     """By name, ``[N, ...]``; never shares memory with what a corrupted view shows."""
     whole: Mapping[str, Array] = field(default_factory=dict)
     """By name, ``[...]``, one value for the example."""
+    languages: tuple[tuple[str, int], ...] = ()
+    """Of each passage of a text: the code of its language, and the place of its first unit."""
 
     def __len__(self) -> int:
         return len(self.position)
@@ -90,6 +92,7 @@ def make_units(
     position: Array | None = None,
     maskable: Array | None = None,
     group: Array | None = None,
+    languages: tuple[tuple[str, int], ...] = (),
 ) -> Units:
     """Units with the usual defaults: positions and groups 0..N-1, everything maskable.
 
@@ -105,6 +108,7 @@ def make_units(
         position=order if position is None else position,
         maskable=np.ones(n, bool) if maskable is None else maskable,
         group=order if group is None else group,
+        languages=languages,
     )
     per_unit = {**units.content, **{f"target {k}": v for k, v in units.targets.items()}}
     per_unit |= {"position": units.position, "maskable": units.maskable, "group": units.group}

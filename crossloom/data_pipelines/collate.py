@@ -174,6 +174,8 @@ class Collator:
     modalities: Mapping[str, Modality]
     objectives: Mapping[str, Objective]
     seed: int
+    languages: tuple[str, ...] = ()
+    """Those whose losses are told apart."""
 
     def of_units(self) -> dict[str, str]:
         """What each objective's aim indexes, as :func:`crossloom.batch.fuse` wants it."""
@@ -261,13 +263,15 @@ class Collator:
         self, objective: Objective, rows: Sequence[tuple[Exhibit, ...]], slots: int
     ) -> AimBatch:
         # an example's aim is taken from, and points at, its first row
-        index, value, trust, begin = [], [], [], 0
+        index, value, trust, language, begin = [], [], [], [], 0
+        scored = objective.scored
+        told = bool(scored and self.languages)
         for some in rows:
             aim: Aim = objective.aim(some[0].shown)
             index.append(aim.index + begin)
             value.append(aim.value)
             trust += [] if aim.trust is None else [aim.trust]
-            scored = objective.scored
+            language += [self._language(some[0].shown, scored, aim.index)] if told else []
             sizes = (len(x.shown.layout(scored).place) if scored else 1 for x in some)
             begin += sum(sizes)
         count = sum(len(i) for i in index)
@@ -279,9 +283,25 @@ class Collator:
         weight = np.concatenate([np.ones(count, np.float32), np.zeros(blanks, np.float32)])
         if trust:
             trust.append(np.ones(blanks, np.float32))
+        if told:
+            language.append(np.zeros(blanks, np.int64))
         return AimBatch(
             index=np.concatenate(index).astype(np.int64),
             value=np.concatenate(value),
             weight=weight,
             trust=np.concatenate(trust).astype(np.float32) if trust else None,
+            language=np.concatenate(language) if told else None,
+            languages=len(self.languages),
         )
+
+    def _language(self, shown: Shown, stream: str, index: Array) -> Array:
+        """The number of the language that each of some shown units is in, ``[K]`` int64, from 1."""
+        passages = shown.units[stream].languages or (("", 0),)
+        numbers = [
+            self.languages.index(code) + 1 if code in self.languages else 0 for code, _ in passages
+        ]
+        if len(passages) == 1:
+            return np.full(len(index), numbers[0], np.int64)
+        begins = [begin for _, begin in passages]
+        which = np.searchsorted(begins, shown.layout(stream).place[index], side="right") - 1
+        return np.array(numbers, np.int64)[which]

@@ -57,6 +57,16 @@ class Reader(ABC):
         """
         return listed.samples
 
+    def spoken(self, listed: Listed) -> set[str]:
+        """Languages that its texts may be in: those named, or those in which samples list any."""
+        of = f"{getattr(self, 'of', 'texts')}."
+        named = {
+            k.removeprefix(of) or getattr(self, "unnamed", "")
+            for k in listed.items
+            if k.startswith(of)
+        }
+        return set(getattr(self, "languages", ())) or named - {""}
+
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
         if "items" in vars(cls) and "total" not in vars(cls):

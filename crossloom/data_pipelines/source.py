@@ -16,7 +16,7 @@ from crossloom.data_pipelines.order import VERSION, Order, Place, divide
 from crossloom.data_pipelines.read import Labels, Reader
 from crossloom.data_pipelines.recent import Recent
 from crossloom.data_pipelines.shards import Entry, Shard, ShardError
-from crossloom.data_pipelines.summary import one
+from crossloom.data_pipelines.summary import Listed, one
 from crossloom.modalities.modality import Modality
 from crossloom.units import Array, BadSample, Defect, Passage, Sample, Units, keyed_rng
 
@@ -104,6 +104,12 @@ class Source:
 
     def __len__(self) -> int:
         return sum(self.counts)
+
+    def languages(self) -> set[str]:
+        """Languages that its texts may be in, by what samples list in sum."""
+        return self.reader.spoken(Listed()).union(
+            *(self.reader.spoken(s.totals.listed) for s in self.shards)
+        )
 
     def fingerprint(self) -> str:
         """What the order follows from beside the recipe.

@@ -173,9 +173,30 @@ def _curves(journal: Sequence[dict[str, Any]]) -> list[str]:
         plots.append(curves(journal, losses, "Loss by objective"))
     if any(n in names for n in right):
         plots.append(curves(journal, right, "Share predicted correctly", share=True))
+    plots += [_by_language(journal, o) for o in objectives if _languages(journal, o)]
     if held:
         plots.append(curves(journal, held, "Loss on data held back"))
     return plots
+
+
+def _languages(journal: Sequence[dict[str, Any]], objective: str) -> dict[str, float]:
+    """The last loss of an objective in each language."""
+    start = f"{objective}/loss/"
+    return {
+        name.removeprefix(start): value
+        for line in journal
+        for name, value in line.items()
+        if name.startswith(start)
+    }
+
+
+def _by_language(journal: Sequence[dict[str, Any]], objective: str) -> str:
+    """Losses by language; of many languages the ten whose last loss is the highest."""
+    last = _languages(journal, objective)
+    highest = sorted(sorted(last, key=last.__getitem__, reverse=True)[:10])
+    most = "" if len(last) <= 10 else f", highest of {len(last)}"
+    names = {f"{objective}/loss/{x}": x for x in highest}
+    return curves(journal, names, f"Loss by language: {objective}{most}")
 
 
 def _shares(run: Path) -> list[str]:

@@ -73,4 +73,5 @@ def lay(rows: Sequence[Units], parts: Sequence[Part], head: int = 1) -> Units:
         targets=targets,
         maskable=along([u.maskable for u in begin]),
         group=np.concatenate(groups),
+        languages=begin[0].languages[:1],  # what is joined is of one language
     )

@@ -161,9 +161,11 @@ class Text(Modality):
         language: list[Array] = []
         refers: list[Array] = []
         sentence: list[Array] = []
+        begins: list[int] = []
         groups = told = 0
         for number, (passage, part) in enumerate(zip(passages, pieces, strict=True)):
             head, tail = heads[number], tails[number]
+            begins.append(sum(map(len, ids)))
             ids.append(np.concatenate([head, part, tail]))
             inside.append(np.repeat([False, True, False], [len(head), len(part), len(tail)]))
             starts = vocab.starts_word[part].copy()
@@ -174,7 +176,7 @@ class Text(Modality):
             groups += int(after[-1]) + 1
             size = len(ids[-1])
             segment.append(np.full(size, min(self.segment + number, self.segments - 1)))
-            begin = 0 if number == 0 or self.restart else sum(len(i) for i in ids[:-1])
+            begin = 0 if self.restart else begins[-1]
             position.append(np.arange(begin, begin + size))
             if self.sentences:
                 numbers = _sentences([vocab.pieces[i] for i in part], starts) + told
@@ -202,6 +204,7 @@ class Text(Modality):
             position=np.concatenate(position).astype(np.int64),
             maskable=np.concatenate(inside),
             group=np.concatenate(group).astype(np.int64),
+            languages=tuple(zip((p.language for p in passages), begins, strict=True)),
         )
         return fill(units, self.limit, vocab.pad) if self.filled else units
 
@@ -342,6 +345,7 @@ def fill(units: Units, limit: int, pad: int) -> Units:
         position=np.concatenate([units.position, units.position[-1] + 1 + np.arange(count)]),
         maskable=np.concatenate([units.maskable, np.zeros(count, bool)]),
         group=np.concatenate([units.group, np.repeat(units.group[-1:] + 1, count)]),
+        languages=units.languages,
     )
 
 

@@ -44,7 +44,8 @@ class Head(nn.Module, ABC):
         """Weighted sums over the slots, float32 scalars: ``"loss"``, and what meters show.
 
         Meters (``"correct"``, …) are sums over slots too, detached; the loop divides all of them by
-        the summed weights of the global batch.
+        the summed weights of the global batch. One is no scalar: ``"by_language"``, see
+        :meth:`~crossloom.batch.AimBatch.by_language`.
         """
 
     def settle(self) -> None:

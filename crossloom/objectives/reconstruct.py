@@ -183,10 +183,10 @@ class ReconstructHead(Head):
         return weight
 
     def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
-        """Weighted loss, and ``correct`` for classes."""
+        """Weighted loss, ``correct`` for classes, ``by_language`` where the batch tells them."""
         x = self.transform(encoded.at(self.stream, aim.index))
         weight = aim.weight if aim.trust is None else aim.weight * aim.trust
-        return decode_loss(
+        found = decode_loss(
             x,
             self.matrix(encoded),
             self.bias,
@@ -195,6 +195,7 @@ class ReconstructHead(Head):
             self.loss,
             smoothing=self.smoothing,
         )
+        return found | aim.by_language(found.pop("each"))
 
     def logits(self, encoded: Encoded, index: Tensor) -> Tensor:
         """Predictions ``[K, dim]`` at chosen units."""
@@ -221,14 +222,19 @@ def decode_loss(
         at_once: elements of logits that may exist together. Beyond it, ``cross_entropy`` makes its
             gradients with the loss; other losses make their logits again in backward.
         smoothing: share of the aim spread over all classes, 0..1; for ``cross_entropy``.
+
+    Returns:
+        ``loss``, ``correct`` (for classes), and ``each``: the weighted loss of each slot ``[K]``,
+        without gradient.
     """
     step = max(1, at_once // len(bias))
     if len(x) <= step:
         return _piece(x, matrix, bias, value, weight, loss, smoothing)
     if loss == "cross_entropy":
-        summed, correct = cross_entropy_sum(x, matrix, bias, value, weight, step, smoothing)
-        return {"loss": summed, "correct": correct}
+        summed, correct, each = cross_entropy_sum(x, matrix, bias, value, weight, step, smoothing)
+        return {"loss": summed, "correct": correct, "each": each}
     total: dict[str, Tensor] = {}
+    apart: list[Tensor] = []
     for part in torch.arange(len(x)).split(step):
         here = slice(int(part[0]), int(part[-1]) + 1)
         piece = checkpoint(
@@ -242,8 +248,9 @@ def decode_loss(
             smoothing,
             use_reentrant=False,
         )
+        apart.append(piece.pop("each"))
         total = {k: total[k] + v if total else v for k, v in piece.items()}
-    return total
+    return {**total, "each": torch.cat(apart)}
 
 
 def _piece(
@@ -256,14 +263,17 @@ def _piece(
     smoothing: float,
 ) -> dict[str, Tensor]:
     out = F.linear(x, matrix, bias).float()
+    aim = value if loss == "cross_entropy" else value.float()
     if loss == "cross_entropy":
-        each = F.cross_entropy(out, value, reduction="none", label_smoothing=smoothing)
-        correct = ((out.detach().argmax(1) == value) * weight).sum()
-        return {"loss": (each * weight).sum(), "correct": correct}
-    value = value.float()
-    if loss == "kl":
-        each = F.kl_div(out.log_softmax(1), value, reduction="none").sum(1)
-        correct = ((out.detach().argmax(1) == value.argmax(1)) * weight).sum()
-        return {"loss": (each * weight).sum(), "correct": correct}
-    function = F.mse_loss if loss == "mse" else F.smooth_l1_loss
-    return {"loss": (function(out, value, reduction="none").mean(1) * weight).sum()}
+        each = F.cross_entropy(out, aim, reduction="none", label_smoothing=smoothing)
+    elif loss == "kl":
+        each = F.kl_div(out.log_softmax(1), aim, reduction="none").sum(1)
+        aim = aim.argmax(1)
+    else:
+        function = F.mse_loss if loss == "mse" else F.smooth_l1_loss
+        each = function(out, aim, reduction="none").mean(1)
+    each = each * weight
+    found = {"loss": each.sum(), "each": each.detach()}
+    if loss in ("cross_entropy", "kl"):
+        found["correct"] = ((out.detach().argmax(1) == aim) * weight).sum()
+    return found

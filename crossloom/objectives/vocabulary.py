@@ -23,7 +23,7 @@ def cross_entropy_sum(
     weight: Tensor,
     rows: int,
     smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sums of cross entropy and of right answers of a linear decoder.
 
     Backward works once for each forward, and has no second derivative. ``weight`` gets no gradient.
@@ -38,11 +38,12 @@ def cross_entropy_sum(
         smoothing: share of the aim spread over all classes, 0..1.
 
     Returns:
-        The loss and the weight of right answers, float32 scalars.
+        The loss and the weight of right answers, float32 scalars; the loss of each row, ``[K]``
+        float32, without gradient.
     """
     wanted = torch.is_grad_enabled()
-    loss, correct = _OnePass.apply(x, matrix, bias, value, weight, rows, smoothing, wanted)
-    return loss, correct
+    loss, correct, each = _OnePass.apply(x, matrix, bias, value, weight, rows, smoothing, wanted)
+    return loss, correct, each
 
 
 class _OnePass(torch.autograd.Function):
@@ -57,7 +58,7 @@ class _OnePass(torch.autograd.Function):
         rows: int,
         smoothing: float,
         wanted: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         needs = [wanted and n for n in ctx.needs_input_grad[:3]]
         grads = [
             torch.zeros_like(p, dtype=torch.float32) if n else None
@@ -65,6 +66,7 @@ class _OnePass(torch.autograd.Function):
         ]
         of_x, of_matrix, of_bias = grads
         sums = torch.zeros(2, device=x.device)
+        each = torch.zeros(len(x), device=x.device)
         for some in range(0, len(x), rows):
             here = slice(some, some + rows)
             aim, trust = value[here, None], weight[here, None].float()
@@ -77,7 +79,9 @@ class _OnePass(torch.autograd.Function):
                 right = right + smoothing * z.mean(1, keepdim=True)
             z = z.sub_(top).exp_()
             total = z.sum(1, keepdim=True)
-            sums[0] += ((total.log() + top - right) * trust).sum()
+            found = (total.log() + top - right) * trust
+            each[here] = found[:, 0]
+            sums[0] += found.sum()
             sums[1] += ((best == aim) * trust).sum()
             if not any(needs):
                 continue
@@ -99,12 +103,12 @@ class _OnePass(torch.autograd.Function):
                     of_matrix += short.T @ x[here].to(dtype)
         ctx.grads, ctx.dtypes = grads, (x.dtype, matrix.dtype, bias.dtype)
         loss, correct = sums[0].clone(), sums[1].clone()
-        ctx.mark_non_differentiable(correct)
-        return loss, correct
+        ctx.mark_non_differentiable(correct, each)
+        return loss, correct, each
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, loss: Tensor, correct: Tensor) -> Any:
+    def backward(ctx: Any, loss: Tensor, correct: Tensor, each: Tensor) -> Any:
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             raise RuntimeError("the gradients of this loss were used; call the head again")

@@ -187,7 +187,7 @@ class _Run:
         display: Callable[[Progress], None] | None,
     ) -> dict[str, float]:
         recipe, environment = self.recipe, self.environment
-        meters = Meters(environment)
+        meters = Meters(environment, stack.collator.languages, self._classes())
         journal = Journal(self.out, first) if environment.main else None
         quarantine = Quarantine(self.out, environment.rank)
         held = Held(recipe, shares, environment) if recipe.held_every else None
@@ -307,6 +307,15 @@ class _Run:
                     "look at the data with `crossloom shards check`"
                 )
         return report
+
+    def _classes(self) -> set[str]:
+        """Objectives whose loss is the negative log-likelihood of a class."""
+        return {
+            name
+            for name, head in self.model.heads.items()
+            if isinstance(head, ReconstructHead)
+            and (head.loss, head.smoothing) == ("cross_entropy", 0.0)
+        }
 
     def _flops(self, batches: list[Batch]) -> float:
         dims = {

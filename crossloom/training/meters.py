@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,21 @@ from crossloom.training.environment import Environment
 class Meters:
     """Sums over the steps since the last report, reduced over processes only when reported."""
 
-    def __init__(self, environment: Environment) -> None:
-        self.environment = environment
+    def __init__(
+        self,
+        environment: Environment,
+        languages: Sequence[str] = (),
+        classes: Collection[str] = (),
+    ) -> None:
+        """Start the first stretch.
+
+        Args:
+            environment: of this process.
+            languages: whose losses are told apart, as the batches number them.
+            classes: objectives whose loss is the mean negative log-likelihood of a class, so that
+                its exponential is a perplexity.
+        """
+        self.environment, self.languages, self.classes = environment, languages, classes
         self.reset()
 
     def reset(self) -> None:
@@ -61,26 +75,30 @@ class Meters:
     def report(self) -> dict[str, float]:
         """Means by ``objective/meter`` and rates, over all processes; then a new stretch begins.
 
+        ``OBJECTIVE/loss/LANGUAGE`` is the mean over what was scored in a language, and
+        ``OBJECTIVE/perplexity/LANGUAGE`` its exponential; both are missing where nothing was.
         ``examples_per_second`` and ``units_per_second`` are of all processes, ``waiting`` is the
         share of time spent waiting for data, averaged over processes; ``fill/STREAM`` how long
         examples are, as a share of the most that the stream allows.
         """
         elapsed = time.perf_counter() - self.began
-        names = [
-            (name, meter)
+        sums = {
+            (name, meter): value.flatten().tolist()
             for name, meters in self.sums.items()
             if name != "step"
-            for meter in meters
-        ]
-        local = [float(self.sums[n][m]) for n, m in names]
-        extras = sorted(self.numbers)
-        total = self.environment.total([*local, *(self.numbers[x] for x in extras)])
-        out = {
-            f"{n}/{m}": value / self.counts[n]
-            for (n, m), value in zip(names, total, strict=False)
-            if self.counts[n] > 0
+            for meter, value in meters.items()
         }
-        found = dict(zip(extras, total[len(names) :], strict=True))
+        extras = sorted(self.numbers)
+        local = [x for some in sums.values() for x in some]
+        total = iter(self.environment.total([*local, *(self.numbers[x] for x in extras)]))
+        out: dict[str, float] = {}
+        for (name, meter), some in sums.items():
+            values = [next(total) for _ in some]
+            if meter == "by_language":
+                out |= self._by_language(name, values)
+            elif self.counts[name] > 0:
+                out[f"{name}/{meter}"] = values[0] / self.counts[name]
+        found = dict(zip(extras, total, strict=True))
         steps = found.get("steps", 0.0) / self.environment.world
         out["examples_per_second"] = found.get("examples", 0.0) / elapsed
         out["units_per_second"] = found.get("units", 0.0) / elapsed
@@ -93,6 +111,17 @@ class Meters:
         if "step" in self.sums:
             out["gradient_norm"] = float(self.sums["step"]["norm"]) / max(steps, 1.0)
         self.reset()
+        return out
+
+    def _by_language(self, name: str, values: Sequence[float]) -> dict[str, float]:
+        """Means from sums of loss and weight by language, the first those of none."""
+        out = {}
+        for number, language in enumerate(self.languages, 1):
+            loss, weight = values[2 * number : 2 * number + 2]
+            if weight > 0:
+                out[f"{name}/loss/{language}"] = loss / weight
+                if name in self.classes:
+                    out[f"{name}/perplexity/{language}"] = math.exp(min(loss / weight, 700.0))
         return out
 
 

@@ -43,7 +43,9 @@ def make_stack(recipe: Recipe) -> Stack:
         changes=[(p.step * recipe.micro, p.weights) for p in recipe.phases],
         alike=recipe.micro if recipe.alike else 1,
     )
-    collator = Collator(recipe.modalities, recipe.objectives, recipe.seed)
+    spoken = sorted(set[str]().union(*(p.source.languages() for p in parts.values())))
+    told = tuple(spoken) if len(spoken) > 1 else ()
+    collator = Collator(recipe.modalities, recipe.objectives, recipe.seed, told)
     return Stack(parts, mixture, collator, recipe.examples)
 
 

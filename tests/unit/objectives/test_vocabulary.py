@@ -49,7 +49,7 @@ def test_published_sizes(dim: int) -> None:
 
 def test_gradients_are_given_once() -> None:
     x = torch.randn(3, 4, requires_grad=True)
-    loss, correct = cross_entropy_sum(
+    loss, correct, _ = cross_entropy_sum(
         x, torch.randn(5, 4), torch.zeros(5), torch.tensor([0, 1, 2]), torch.ones(3), 2
     )
     assert not correct.requires_grad
@@ -61,7 +61,7 @@ def test_gradients_are_given_once() -> None:
 def test_nothing_is_kept_without_gradients() -> None:
     x = torch.randn(3, 4, requires_grad=True)
     with torch.no_grad():
-        loss, _ = cross_entropy_sum(
+        loss, _, _ = cross_entropy_sum(
             x, torch.randn(5, 4), torch.zeros(5), torch.tensor([0, 1, 2]), torch.ones(3), 2
         )
     assert not loss.requires_grad

@@ -159,7 +159,7 @@ def test_names_that_meet_and_live_streams_are_refused(corpora):
     recipe = recipe_of(corpora)
     second = Component(shards="all/*.tar", reader=Texts(), objectives=("mlm",))
     twice = replace(recipe, mixture={**recipe.mixture, "wiki-sw": second})
-    with pytest.raises(RecipeError, match="mixture.wiki-sw: there are two"):
+    with pytest.raises(RecipeError, match=r"mixture\.wiki-sw: there are two"):
         spread(twice)
     with pytest.raises(RecipeError, match="cannot be counted by language"):
         spread(recipe_of(corpora, component={"shards": "live:cat {language}"}))
