@@ -79,6 +79,7 @@ class ViewBatch:
 
     streams: Mapping[str, Stream]
     apart: bool = False  #: True: units read their own stream only, whatever the plan says
+    across: bool = False  #: True: hidden units read other streams only, and are read by none
     causal: tuple[str, ...] = ()  #: streams whose units read no later unit of their own stream
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: by stream, at most these
 

@@ -19,6 +19,8 @@ BERT = Hide(rate=0.15, show=0.1, swap=0.1)
 REGIONS = Hide(rate=0.15, show=0.0, swap=0.0, by="group")
 #: Unicoder-VL, ImageBERT: 15 % of the regions, of which 90 % are hidden, 10 % left.
 OBJECTS = Hide(rate=0.15, show=0.1, swap=0.0)
+#: ERNIE-M's CAMLM: 15 % of the units, of which none may be seen.
+CROSSED = Hide(rate=0.15, show=0.0, swap=0.0)
 #: MASS: one segment of half of the text; of its units 80 % are hidden, 10 % swapped, 10 % left.
 SEGMENT = Hide(rate=0.5, show=0.1, swap=0.1, by="segment")
 #: BART, section 2.2: runs of Poisson(3) units over 30 % of the text, each shown as one mask.
@@ -402,3 +404,17 @@ def _aside(name: str, source: str, target: str, others: tuple[str, ...], **corru
         reads=dict.fromkeys(known, known),
         **corrupted,
     )
+
+
+def camlm(
+    pair: tuple[str, str] = ("text", "second"), *, stream: str = "text", hide: Hide = CROSSED
+) -> Reconstruct:
+    """Cross-attention MLM (ERNIE-M, section 3.2): a side's hidden units from the other side alone.
+
+    Each side has an objective of its own, on one pass, since the two means are added; the second
+    stream is tied to the first, and the reader gives translations apart. Which units read what
+    beside the hidden ones is not told in the paper as far as known here: :attr:`View.across` is the
+    reading that lets nothing through, and hides all that it selects.
+    """
+    view = View(name="camlm", streams=pair, across=True, hide=dict.fromkeys(pair, hide))
+    return Reconstruct(view=view, stream=stream, target="token")

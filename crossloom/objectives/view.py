@@ -101,6 +101,11 @@ class View:
     mismatch_rate: float = 0.5
     apart: bool = False
     """Streams do not read each other: two encoders in one pass, whatever the plan."""
+    across: bool = False
+    """Hidden units read the visible units of the other streams, and themselves; all others read the
+    visible units of their own stream. What is predicted of one side is then known from the other
+    alone, through any number of layers (ERNIE-M's CAMLM). The plan's streams must read themselves
+    and each other in one block."""
     causal: tuple[str, ...] = ()
     """Streams read left to right in this view."""
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -126,10 +131,25 @@ class View:
                     f"view {self.name!r}: {stream!r} follows {other!r}: hide units of {other!r}, "
                     f"unmerged and in their places, and none of {stream!r}"
                 )
+        if self.across:
+            self._check_across()
         if self.apart and self.reads:
             raise ValueError(f"view {self.name!r}: streams apart read themselves; drop `reads`")
         if self.twice and (self.against or self.mismatch):
             raise ValueError(f"view {self.name!r}: twice goes with neither against nor mismatch")
+
+    def _check_across(self) -> None:
+        if self.apart or self.causal or self.reads or len(self.streams) < 2:
+            raise ValueError(
+                f"view {self.name!r}: across is for two streams or more, "
+                "without apart, causal and reads"
+            )
+        for stream, hide in self.hide.items():
+            if hide.show or hide.swap:
+                raise ValueError(
+                    f"view {self.name!r}: across: units of {stream!r} that are predicted but shown "
+                    "would be read by their own side; set show and swap to 0"
+                )
 
     @property
     def rows(self) -> int:
