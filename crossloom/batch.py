@@ -269,6 +269,9 @@ class Passes(Protocol):
     def again(self, encoded: Encoded, order: Mapping[str, Tensor]) -> Encoded:
         """See :meth:`Encoded.again`."""
 
+    def anew(self, encoded: Encoded, view: ViewBatch) -> Encoded:
+        """See :meth:`Encoded.anew`."""
+
     def slow(self, encoded: Encoded, streams: tuple[str, ...]) -> Encoded:
         """See :meth:`Encoded.slow`."""
 
@@ -301,6 +304,11 @@ class Encoded:
         """
         assert self.passes is not None, "only while a batch is scored"
         return self.passes.again(self, order)
+
+    def anew(self, view: ViewBatch) -> Encoded:
+        """Streams of the view shown otherwise, through embedders and all layers."""
+        assert self.passes is not None, "only while a batch is scored"
+        return self.passes.anew(self, view)
 
     def slow(self, streams: tuple[str, ...] | None = None) -> Encoded:
         """The same view by the slow encoders, without gradient; only some streams if named."""

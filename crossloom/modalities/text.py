@@ -184,6 +184,11 @@ def vocabulary(path: str, layout: Layout) -> Vocabulary | WordPiece | BytePairs:
     return Vocabulary(path, layout)
 
 
+@lru_cache(maxsize=8)
+def _special(vocab: Vocabulary | WordPiece | BytePairs) -> tuple[int, ...]:
+    return tuple(np.setdiff1d(np.arange(vocab.size), vocab.ordinary).tolist())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Text(Modality):
     """Word pieces of one or two passages.
@@ -408,7 +413,14 @@ class Text(Modality):
         """``token``: the id itself, where the vocabulary has a mask to hide it."""
         if self.layout in _MASKLESS:
             return {}
-        return {"token": Target(dim=self.size or self.vocab.size, form="index")}
+        size = self.size or self.vocab.size
+        return {"token": Target(dim=size, form="index", barred=self._barred())}
+
+    def _barred(self) -> tuple[int, ...]:
+        """Ids that are no piece of a text; none without the file."""
+        if self.size and not Path(self.vocabulary).is_file():
+            return ()
+        return _special(self.vocab)
 
     def substitute(
         self, units: Units, fate: Array, rng: np.random.Generator

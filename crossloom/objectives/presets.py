@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from crossloom.objectives.align import Align
+from crossloom.objectives.back_translate import BackTranslate
 from crossloom.objectives.classify import Classify
 from crossloom.objectives.contrast import Contrast
 from crossloom.objectives.generate import Generate
@@ -21,6 +22,8 @@ REGIONS = Hide(rate=0.15, show=0.0, swap=0.0, by="group")
 OBJECTS = Hide(rate=0.15, show=0.1, swap=0.0)
 #: ERNIE-M's CAMLM: 15 % of the units, of which none may be seen.
 CROSSED = Hide(rate=0.15, show=0.0, swap=0.0)
+#: Half of the units of a text, as places for pseudo tokens; ERNIE-M does not tell how many.
+PLACES = Hide(rate=0.5, show=0.0, swap=0.0, alone=True)
 #: MASS: one segment of half of the text; of its units 80 % are hidden, 10 % swapped, 10 % left.
 SEGMENT = Hide(rate=0.5, show=0.1, swap=0.1, by="segment")
 #: BART, section 2.2: runs of Poisson(3) units over 30 % of the text, each shown as one mask.
@@ -418,3 +421,14 @@ def camlm(
     """
     view = View(name="camlm", streams=pair, across=True, hide=dict.fromkeys(pair, hide))
     return Reconstruct(view=view, stream=stream, target="token")
+
+
+def btmlm(
+    text: str = "text", pseudo: str = "second", *, hide: Hide = BERT, places: Hide = PLACES
+) -> BackTranslate:
+    """Back-translation MLM (ERNIE-M, section 3.3): MLM beside pseudo tokens the model made itself.
+
+    For monolingual text, which the reader gives both streams (``copies``).
+    """
+    view = View(name="btmlm", streams=(text, pseudo), hide={text: hide, pseudo: places})
+    return BackTranslate(view=view, stream=text, target="token", pseudo=pseudo)

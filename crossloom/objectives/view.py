@@ -52,6 +52,9 @@ class Hide:
     delete: bool = False
     """What would be hidden is not shown at all: token deletion (BART, section 2.2). Nothing of such
     a stream can be scored."""
+    alone: bool = False
+    """Of the stream show the selected units only, hidden, in their positions: places that a head
+    fills (ERNIE-M's pseudo tokens). Nothing of such a stream can be scored."""
     permute: str = ""
     """Name of a target whose runs of one value change places as wholes before anything is hidden:
     ``sentence`` for sentence permutation (BART, section 2.2; mBART). A special between two of them
@@ -71,13 +74,15 @@ class Hide:
             raise ValueError(f"merge and whole are of runs: set by to span, not {self.by}")
         if self.insert and not (self.merge and self.law == "poisson"):
             raise ValueError("insert needs merge, and law: poisson: else no run has length zero")
+        if self.alone and (self.show or self.swap or self.merge or self.delete or self.permute):
+            raise ValueError("alone: places to be filled: show and swap are 0, and nothing else")
         if self.delete and self.merge:
             raise ValueError("delete and merge: what is hidden is either not shown or one mask")
 
     @property
     def relaid(self) -> bool:
         """Other units may be shown than the clean ones, one by one and in their order."""
-        return self.merge or self.delete or bool(self.permute)
+        return self.merge or self.delete or self.alone or bool(self.permute)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +247,9 @@ def draw_relaid(units: Units, hide: Hide, rng: np.random.Generator) -> tuple[Arr
         begins = np.append([False], group[1:] != group[:-1])
         units = replace(units, maskable=units.maskable[order], group=np.cumsum(begins))
     fate, lots, empty = _draw(units, hide, rng)
+    if hide.alone:
+        place = np.flatnonzero(fate == Fate.HIDE)
+        return fate, Laid(place, fate[place], units.position[place])
     goes_on = np.zeros(len(units), bool)
     if hide.merge:
         changed = (fate == Fate.HIDE) | (fate == Fate.SWAP)
