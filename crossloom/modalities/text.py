@@ -219,6 +219,8 @@ class Text(Modality):
     """Row of the first position (RoBERTa, XLM-R: 2)."""
     languages: tuple[str, ...] = ()
     """Languages with an embedding of their own (XLM); empty for none (XLM-R)."""
+    doubled: bool = True
+    """Part two passages by two ends where the layout does (XLM-R); InfoXLM's TLM has one."""
     segments: int = 1
     """Number of passage-type embeddings: 2 tells the second passage from the first (BERT)."""
     segment: int = 0
@@ -301,7 +303,7 @@ class Text(Modality):
                 raise BadSample("empty text", f"{self.field}: no units in {passage.text!r}")
         heads = [
             [vocab.begin] if vocab.begin >= 0 else [],
-            [vocab.end] if vocab.doubled else [],
+            [vocab.end] if vocab.doubled and self.doubled else [],
         ]
         heads, tails = heads[: len(pieces)], [[vocab.end] for _ in pieces]
         if isinstance(vocab, Vocabulary) and vocab.signs:

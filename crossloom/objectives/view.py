@@ -104,6 +104,9 @@ class View:
     """Stream that is taken from another example with probability ``mismatch_rate``; of several, one
     is, each as often as the others (Oscar+: tags or text)."""
     mismatch_rate: float = 0.5
+    mixed: tuple[str, ...] = ()
+    """Streams shown end to end with those of one other example of the micro-batch, if there is
+    another sample; which comes first is drawn for each stream (InfoXLM's mix-up contrast)."""
     apart: bool = False
     """Streams do not read each other: two encoders in one pass, whatever the plan."""
     across: bool = False
@@ -127,7 +130,7 @@ class View:
     def __post_init__(self) -> None:
         read = (s for names in self.reads.values() for s in names)
         named = {*self.hide, *self.causal, *self.reads, *read, *self.mismatched}
-        named |= {*self.follow, *self.follow.values(), *self.twice, *self.against}
+        named |= {*self.mixed, *self.follow, *self.follow.values(), *self.twice, *self.against}
         if strange := sorted(named - set(self.streams)):
             raise ValueError(f"view {self.name!r} shows {self.streams}, not {', '.join(strange)}")
         for stream, other in self.follow.items():

@@ -158,6 +158,8 @@ def shown(view: View) -> str:
             )
         if others := view.mismatched.count(stream):
             marks.append(f"{others * view.mismatch_rate / len(view.mismatched):.0%} another's")
+        if stream in view.mixed:
+            marks.append("with another's")
         if stream in view.follow:
             marks.append(f"what is hidden of {view.follow[stream]}")
         if stream in view.twice:
@@ -169,7 +171,8 @@ def shown(view: View) -> str:
         if stream in view.reads:
             marks.append(f"reads {', '.join(view.reads[stream]) or 'nothing'}")
         parts.append(stream + (f" ({', '.join(marks)})" if marks else ""))
-    return ("apart: " if view.apart else "") + ", ".join(parts)
+    read = "apart: " if view.apart else "hidden units across: " if view.across else ""
+    return read + ", ".join(parts)
 
 
 def settings(objective: Objective) -> str:
