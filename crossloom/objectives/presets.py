@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from crossloom.objectives.align import Align
-from crossloom.objectives.back_translate import BackTranslate
 from crossloom.objectives.classify import Classify
 from crossloom.objectives.contrast import Contrast
 from crossloom.objectives.generate import Generate
@@ -20,10 +19,6 @@ BERT = Hide(rate=0.15, show=0.1, swap=0.1)
 REGIONS = Hide(rate=0.15, show=0.0, swap=0.0, by="group")
 #: Unicoder-VL, ImageBERT: 15 % of the regions, of which 90 % are hidden, 10 % left.
 OBJECTS = Hide(rate=0.15, show=0.1, swap=0.0)
-#: ERNIE-M's CAMLM: 15 % of the units, of which none may be seen.
-CROSSED = Hide(rate=0.15, show=0.0, swap=0.0)
-#: Half of the units of a text, as places for pseudo tokens; ERNIE-M does not tell how many.
-PLACES = Hide(rate=0.5, show=0.0, swap=0.0, alone=True)
 #: MASS: one segment of half of the text; of its units 80 % are hidden, 10 % swapped, 10 % left.
 SEGMENT = Hide(rate=0.5, show=0.1, swap=0.1, by="segment")
 #: BART, section 2.2: runs of Poisson(3) units over 30 % of the text, each shown as one mask.
@@ -413,28 +408,3 @@ def _aside(name: str, source: str, target: str, others: tuple[str, ...], **corru
         reads=dict.fromkeys(known, known),
         **corrupted,
     )
-
-
-def camlm(
-    pair: tuple[str, str] = ("text", "second"), *, stream: str = "text", hide: Hide = CROSSED
-) -> Reconstruct:
-    """Cross-attention MLM (ERNIE-M, section 3.2): a side's hidden units from the other side alone.
-
-    Each side has an objective of its own, on one pass, since the two means are added; the second
-    stream is tied to the first, and the reader gives translations apart. Which units read what
-    beside the hidden ones is not told in the paper as far as known here: :attr:`View.across` is the
-    reading that lets nothing through, and hides all that it selects.
-    """
-    view = View(name="camlm", streams=pair, across=True, hide=dict.fromkeys(pair, hide))
-    return Reconstruct(view=view, stream=stream, target="token")
-
-
-def btmlm(
-    text: str = "text", pseudo: str = "second", *, hide: Hide = BERT, places: Hide = PLACES
-) -> BackTranslate:
-    """Back-translation MLM (ERNIE-M, section 3.3): MLM beside pseudo tokens the model made itself.
-
-    For monolingual text, which the reader gives both streams (``copies``).
-    """
-    view = View(name="btmlm", streams=(text, pseudo), hide={text: hide, pseudo: places})
-    return BackTranslate(view=view, stream=text, target="token", pseudo=pseudo)

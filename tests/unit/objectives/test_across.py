@@ -12,7 +12,8 @@ from crossloom.batch import Stream, ViewBatch
 from crossloom.data_pipelines.read import Parallel
 from crossloom.models.attention import Layout
 from crossloom.models.presets import dual_encoder, single_stream
-from crossloom.objectives.presets import BERT, camlm
+from crossloom.objectives.crosslingual import camlm
+from crossloom.objectives.presets import BERT
 from crossloom.objectives.view import Hide, View
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.recipe import Component

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from crossloom.batch import Stream, ViewBatch, fuse
 from crossloom.data_pipelines.read import Texts
 from crossloom.models.presets import single_stream
-from crossloom.objectives.presets import BERT, PLACES, btmlm, mmlm
+from crossloom.objectives.crosslingual import PLACES, btmlm
+from crossloom.objectives.presets import BERT, mmlm
 from crossloom.objectives.view import Hide, View, draw_relaid
 from crossloom.testing.processes import run_ranks
 from crossloom.testing.recipes import tiny_recipe
