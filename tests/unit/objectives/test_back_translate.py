@@ -15,11 +15,7 @@ from crossloom.models.presets import single_stream
 from crossloom.objectives.crosslingual import PLACES, btmlm
 from crossloom.objectives.presets import BERT, mmlm
 from crossloom.objectives.view import Hide, View, draw_relaid
-from crossloom.testing.processes import run_ranks
 from crossloom.testing.recipes import tiny_recipe
-from crossloom.training.environment import start
-from crossloom.training.loop import train
-from crossloom.training.meters import read_journal
 from crossloom.training.recipe import Component, RecipeError, from_dict, to_dict
 from crossloom.training.run import make_model, make_stack
 from crossloom.units import make_units
@@ -175,19 +171,6 @@ def test_the_host_waits_for_nothing(world):
     batch = make_stack(made).micro(0).to("meta")
     out = make_model(made).to("meta")(batch)
     out["btmlm"]["loss"].backward()
-
-
-def run(world, out):
-    train(replace(recipe(world), steps=8, workers=0), out, start("cpu"))
-
-
-@pytest.mark.distributed
-def test_two_processes_give_the_losses_of_one(world, tmp_path):
-    run(world, tmp_path / "one")
-    run_ranks(2, run, world, tmp_path / "two")
-    one, two = (read_journal(tmp_path / x / "metrics.jsonl") for x in ("one", "two"))
-    for first, second in zip(one, two, strict=True):
-        assert second["btmlm/loss"] == pytest.approx(first["btmlm/loss"], abs=1e-4)
 
 
 @settings(max_examples=50, deadline=None)

@@ -20,13 +20,9 @@ from crossloom.objectives.crosslingual import sctl, wctl
 from crossloom.objectives.hard import WINDOW, Confidence, draw_some, harden
 from crossloom.objectives.presets import itc, tlm
 from crossloom.objectives.words import Words, WordsHead
-from crossloom.testing.processes import run_ranks
 from crossloom.testing.recipes import tiny_recipe
-from crossloom.training.environment import start
-from crossloom.training.loop import train
-from crossloom.training.meters import read_journal
 from crossloom.training.recipe import Component
-from crossloom.training.run import load_weights, make_model, make_stack
+from crossloom.training.run import make_model, make_stack
 
 PAIR = ("text", "second")
 
@@ -235,25 +231,6 @@ def test_the_words_of_both_sentences_hidden_or_not_are_aims(world):
     head = model.heads["words"].to("meta")
     encoded = model.to("meta").encode(batch.to("meta").views["tlm"])
     head(encoded, batch.to("meta").aims["words"])["loss"].backward()
-
-
-def run(world, out):
-    train(replace(recipe(world), steps=10), out, start("cpu"))
-
-
-@pytest.mark.distributed
-def test_confidence_is_the_same_on_two_processes(world, tmp_path):
-    run(world, tmp_path / "one")
-    run_ranks(2, run, world, tmp_path / "two")
-    one, two = (read_journal(tmp_path / x / "metrics.jsonl") for x in ("one", "two"))
-    for first, second in zip(one, two, strict=True):
-        for name in ("tlm/loss", "sentences/loss"):
-            if name in first:
-                assert second[name] == pytest.approx(first[name], abs=1e-4)
-    one, two = (load_weights(tmp_path / x)[0] for x in ("one", "two"))
-    latest = one["heads.sentences.confidence.latest"]
-    assert (latest > 0).sum() == one["heads.sentences.confidence.place"] > 2
-    torch.testing.assert_close(two["heads.sentences.confidence.latest"], latest)
 
 
 def test_what_does_not_fit_is_refused():
