@@ -135,6 +135,8 @@ def words(recipe: Recipe) -> str:
         said.append("left to right")
     if any(v.apart for v in views) and "towers" not in said[0]:
         said.append("streams apart")
+    if any(v.across for v in views):
+        said.append("hidden units across")
     return "; ".join(said)
 
 
