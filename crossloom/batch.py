@@ -79,6 +79,7 @@ class ViewBatch:
 
     streams: Mapping[str, Stream]
     apart: bool = False  #: True: units read their own stream only, whatever the plan says
+    across: bool = False  #: True: hidden units read other streams only, and are read by none
     causal: tuple[str, ...] = ()  #: streams whose units read no later unit of their own stream
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: by stream, at most these
 
@@ -291,6 +292,9 @@ class Passes(Protocol):
     def again(self, encoded: Encoded, order: Mapping[str, Tensor]) -> Encoded:
         """See :meth:`Encoded.again`."""
 
+    def anew(self, encoded: Encoded, view: ViewBatch) -> Encoded:
+        """See :meth:`Encoded.anew`."""
+
     def slow(self, encoded: Encoded, streams: tuple[str, ...]) -> Encoded:
         """See :meth:`Encoded.slow`."""
 
@@ -323,6 +327,11 @@ class Encoded:
         """
         assert self.passes is not None, "only while a batch is scored"
         return self.passes.again(self, order)
+
+    def anew(self, view: ViewBatch) -> Encoded:
+        """Streams of the view shown otherwise, through embedders and all layers."""
+        assert self.passes is not None, "only while a batch is scored"
+        return self.passes.anew(self, view)
 
     def slow(self, streams: tuple[str, ...] | None = None) -> Encoded:
         """The same view by the slow encoders, without gradient; only some streams if named."""

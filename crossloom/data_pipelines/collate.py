@@ -41,20 +41,25 @@ def exhibit(
     seed: int,
     others: Sequence[Example],
 ) -> Exhibit:
-    """Show one example: perhaps mismatch a stream, draw fates, substitute content.
+    """Show one example: perhaps mismatch or mix streams, draw fates, substitute content.
 
     A pure function of (seed, epoch, example key, view name) and of the micro-batch's examples,
     which are themselves a function of (seed, micro-batch).
     """
     rng = keyed_rng(seed, example.epoch, example.key, view.name)
     units = {s: example.units[s] for s in view.streams}
+    strangers = [o for o in others if o.sample != example.sample]
     taken, may_take = "", view.mismatched
-    if may_take and rng.random() < view.mismatch_rate:
-        candidates = [o for o in others if o.sample != example.sample]
-        if candidates:
-            partner = candidates[int(rng.integers(len(candidates)))]
-            taken = may_take[int(rng.integers(len(may_take)))] if len(may_take) > 1 else may_take[0]
-            units[taken] = partner.units[taken]
+    if may_take and rng.random() < view.mismatch_rate and strangers:
+        partner = strangers[int(rng.integers(len(strangers)))]
+        taken = may_take[int(rng.integers(len(may_take)))] if len(may_take) > 1 else may_take[0]
+        units[taken] = partner.units[taken]
+    if view.mixed and strangers:
+        partner = strangers[int(rng.integers(len(strangers)))]
+        for stream in view.mixed:
+            both = [units[stream], partner.units[stream]]
+            # what lies beyond the stream's limit is cut off
+            (_, units[stream]), *_ = modalities[stream].packed(both[:: rng.choice((1, -1))])
     matched = not taken and bool(example.labels.get("matched", True))
     fate: dict[str, Array] = {}
     content: dict[str, Mapping[str, Array]] = {}
@@ -73,9 +78,8 @@ def exhibit(
                 fate[stream] = seen = draw_fates(these, hide, rng)
             content[stream] = modalities[stream].substitute(some, seen, rng)
             if modalities[stream].swapped and (seen == Fate.SWAP).any():
-                strangers = [o.units[stream] for o in others if o.sample != example.sample]
-                names = modalities[stream].swapped
-                content[stream] = _swap(content[stream], seen, names, strangers, rng)
+                names, theirs = modalities[stream].swapped, [o.units[stream] for o in strangers]
+                content[stream] = _swap(content[stream], seen, names, theirs, rng)
     for stream, other in view.follow.items():
         if len(units[stream]) != len(units[other]):
             raise ValueError(
@@ -248,7 +252,11 @@ class Collator:
                 np.array([len(x.place) for x in laid], np.int64),
             )
         return ViewBatch(
-            streams=streams, apart=view.apart, causal=view.causal, reads=dict(view.reads)
+            streams=streams,
+            apart=view.apart,
+            across=view.across,
+            causal=view.causal,
+            reads=dict(view.reads),
         )
 
     def _blank_view(self, view: View) -> ViewBatch:

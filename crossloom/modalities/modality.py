@@ -33,6 +33,9 @@ class Target:
     trusted: bool = False
     """Whether ``Units.targets`` also holds ``"NAME.trust"``, float32 ``[N]`` in 0..1: how far each
     value is trusted (a detector's confidence)."""
+    barred: tuple[int, ...] = ()
+    """Classes that no hidden unit has (special ids of a vocabulary), as far as they are known: what
+    a head fills in or draws for itself is none of them."""
 
 
 class Embedder(nn.Module, ABC):

@@ -20,7 +20,13 @@ from crossloom.batch import Stream
 from crossloom.modalities.byte_pairs import BytePairs
 from crossloom.modalities.lay import blocks, lay
 from crossloom.modalities.modality import Embedder, Modality, Target
-from crossloom.modalities.vocabularies import MASKLESS, Layout, Vocabulary, vocabulary
+from crossloom.modalities.vocabularies import (
+    MASKLESS,
+    Layout,
+    Vocabulary,
+    specials,
+    vocabulary,
+)
 from crossloom.modalities.wordpiece import WordPiece
 from crossloom.units import Array, BadSample, Fate, Passage, Sample, Units, make_units
 
@@ -61,6 +67,8 @@ class Text(Modality):
     """Row of the first position (RoBERTa, XLM-R: 2)."""
     languages: tuple[str, ...] = ()
     """Languages with an embedding of their own (XLM); empty for none (XLM-R)."""
+    doubled: bool = True
+    """Part two passages by two ends where the layout does (XLM-R); InfoXLM's TLM has one."""
     segments: int = 1
     """Number of passage-type embeddings: 2 tells the second passage from the first (BERT)."""
     segment: int = 0
@@ -143,7 +151,7 @@ class Text(Modality):
                 raise BadSample("empty text", f"{self.field}: no units in {passage.text!r}")
         heads = [
             [vocab.begin] if vocab.begin >= 0 else [],
-            [vocab.end] if vocab.doubled else [],
+            [vocab.end] if vocab.doubled and self.doubled else [],
         ]
         heads, tails = heads[: len(pieces)], [[vocab.end] for _ in pieces]
         if isinstance(vocab, Vocabulary) and vocab.signs:
@@ -258,7 +266,14 @@ class Text(Modality):
         """``token``: the id itself, where the vocabulary has a mask to hide it."""
         if self.layout in MASKLESS:
             return {}
-        return {"token": Target(dim=self.size or self.vocab.size, form="index")}
+        size = self.size or self.vocab.size
+        return {"token": Target(dim=size, form="index", barred=self._barred())}
+
+    def _barred(self) -> tuple[int, ...]:
+        """Ids that are no piece of a text; none without the file."""
+        if self.size and not Path(self.vocabulary).is_file():
+            return ()
+        return specials(self.vocab)
 
     def substitute(
         self, units: Units, fate: Array, rng: np.random.Generator

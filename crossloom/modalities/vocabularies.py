@@ -168,3 +168,9 @@ def vocabulary(path: str, layout: Layout) -> Vocabulary | WordPiece | BytePairs:
     if layout == "clip":
         return BytePairs()
     return Vocabulary(path, layout)
+
+
+@lru_cache(maxsize=8)
+def specials(vocab: Vocabulary | WordPiece | BytePairs) -> tuple[int, ...]:
+    """Ids that are no piece of a text."""
+    return tuple(np.setdiff1d(np.arange(vocab.size), vocab.ordinary).tolist())

@@ -187,38 +187,61 @@ class Layout:
             streams = [self.view.streams[n] for n in keys]
             real = [s.hidden.new_ones(len(s.hidden)) if s.real is None else s.real for s in streams]
             mask = (k.valid & torch.cat(real)[k.pad].view_as(k.valid))[:, None, None, :]
-        if not causal:
-            return mask
-        q = self.together(queries)
-        later = self._later(queries, keys, causal)
-        allowed = ~later.view(len(q.length), 1, q.longest, k.longest)
-        return allowed if mask is None else allowed & mask
+        shape = (len(k.length), 1, -1, k.longest)
+        if self.view.across:
+            allowed = self._across(queries, keys).view(shape)
+            mask = allowed if mask is None else allowed & mask
+        if causal:
+            allowed = ~self._later(queries, keys, causal).view(shape)
+            mask = allowed if mask is None else allowed & mask
+        return mask
 
     def _later(
         self, queries: tuple[str, ...], keys: tuple[str, ...], causal: tuple[str, ...]
     ) -> Tensor:
         """Pairs of places of one causal stream whose key comes after the query, [E, Lq, Lk]."""
-        sides = []
-        for names in (queries, keys):
-            where = self.together(names)
-            which = torch.cat(
-                [
-                    torch.full_like(
-                        self.view.streams[n].position, causal.index(n) if n in causal else -1
-                    )
-                    for n in names
-                ]
-            )
-            order = torch.cat(
-                [
-                    torch.arange(len(s.position), device=s.position.device) - s.start[s.example]
-                    for s in (self.view.streams[n] for n in names)
-                ]
-            )
-            sides.append([x[where.pad].view(-1, where.longest) for x in (which, order)])
-        (q_which, q_order), (k_which, k_order) = sides
+        (q_which, q_order), (k_which, k_order) = (self._places(n, causal) for n in (queries, keys))
         same = (q_which[:, :, None] == k_which[:, None, :]) & (q_which[:, :, None] >= 0)
         return same & (k_order[:, None, :] > q_order[:, :, None])
+
+    def _across(self, queries: tuple[str, ...], keys: tuple[str, ...]) -> Tensor:
+        """Pairs of places that may be read where hidden units read across, [E, Lq, Lk].
+
+        Raises:
+            ValueError: the plan's block has streams read some of the view's only.
+        """
+        if set(keys) != set(self.view.streams):
+            raise ValueError(
+                f"plan: {', '.join(queries)} read {', '.join(keys)} in one block; a view with "
+                f"across needs a plan in which all of {', '.join(self.view.streams)} read "
+                "themselves and each other (single_stream)"
+            )
+        (q_which, q_order), (k_which, k_order) = (self._places(n, keys) for n in (queries, keys))
+        q_hidden, k_hidden = (
+            self._spread([self.view.streams[n].hidden for n in names], names)
+            for names in (queries, keys)
+        )
+        same = q_which[:, :, None] == k_which[:, None, :]
+        itself = same & (q_order[:, :, None] == k_order[:, None, :])
+        # places without a unit read whatever there is: a softmax over nothing has no gradient
+        nobody = ~self.together(queries).valid[:, :, None]
+        return itself | ((same ^ q_hidden[:, :, None]) & ~k_hidden[:, None, :]) | nobody
+
+    def _places(self, names: tuple[str, ...], listed: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Of each place: its stream's number in ``listed`` (-1: none), and which unit of it is."""
+        streams = [self.view.streams[n] for n in names]
+        numbers = [listed.index(n) if n in listed else -1 for n in names]
+        which = [torch.full_like(s.position, n) for s, n in zip(streams, numbers, strict=True)]
+        order = [
+            torch.arange(len(s.position), device=s.position.device) - s.start[s.example]
+            for s in streams
+        ]
+        return self._spread(which, names), self._spread(order, names)
+
+    def _spread(self, values: list[Tensor], names: tuple[str, ...]) -> Tensor:
+        """Values of units, stream after stream, at their places, [E, L]."""
+        where = self.together(names)
+        return torch.cat(values)[where.pad].view(-1, where.longest)
 
 
 def attention(
@@ -252,7 +275,7 @@ def attention(
     if layout.record is not None:
         mask = layout.mask(queries, keys, causal)
         layout.record.append(Attention(queries, keys, _weights(q, k, to, of, mask), to, of))
-    plain = not causal and not dropout and not layout.roomy(keys)
+    plain = not causal and not dropout and not layout.roomy(keys) and not layout.view.across
     if q.is_cuda and plain and q.dtype in (torch.bfloat16, torch.float16):
         return _varlen(q, k, v, to, of)
     mask = layout.mask(queries, keys, causal)

@@ -108,6 +108,14 @@ class CrossloomModel(nn.Module):
                 _share(name, objective.shares, self.heads)
         _initialise(self)
         _set_epsilon(self, plan.epsilon)
+        #: views that their head sends through the layers itself
+        self.unseen = {o.view.name for o in objectives.values() if o.own_passes}
+        for name, objective in objectives.items():
+            if objective.view.name in self.unseen and not objective.own_passes:
+                raise ValueError(
+                    f"objectives.{name}: view {objective.view.name!r} is another objective's own; "
+                    "give it a view of its own"
+                )
         #: by view, the layers whose states are wanted, and how many layers are run (0: all)
         self.asked = {v: _asked(v, objectives, len(plan.layers)) for v in seen}
         if self.asked and all(depth for _, depth in self.asked.values()):
@@ -222,7 +230,10 @@ class _Passes:
             layers, depth = self.model.asked[name]
             embedders = self.model._embedders(self.model.embed)
             view = self.batch.views[name]
-            found = encode(embedders, self.model.fusion, view, layers=layers, depth=depth)
+            if name in self.model.unseen:
+                found = Encoded(view, {}, embedders)
+            else:
+                found = encode(embedders, self.model.fusion, view, layers=layers, depth=depth)
             self._encoded[name] = replace(found, passes=self)
         return self._encoded[name]
 
@@ -239,6 +250,10 @@ class _Passes:
         view = replace(encoded.view, streams=streams)
         found = encode(encoded.embedders, self.model.fusion, view, embedded=states)
         return replace(found, passes=self)
+
+    def anew(self, encoded: Encoded, view: ViewBatch) -> Encoded:
+        """See :meth:`crossloom.batch.Encoded.anew`."""
+        return replace(encode(encoded.embedders, self.model.fusion, view), passes=self)
 
     def slow(self, encoded: Encoded, streams: tuple[str, ...]) -> Encoded:
         """See :meth:`crossloom.batch.Encoded.slow`."""

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality
+from crossloom.objectives.hard import Confidence, harden
 from crossloom.objectives.objective import Aim, Head, Objective, example_aim, mark
 from crossloom.objectives.pool import Pool, Summary
 from crossloom.objectives.queue import Queue, everyones
@@ -84,6 +85,9 @@ class Contrast(Objective):
     """With a queue: share of themselves that slow encoders and projections keep at each step."""
     both: bool = True
     """With a queue: both streams ask. False: the first asks, the second is queued (InfoXLM)."""
+    harden: float = 0.0
+    """Slope with which others' features move towards who asks, the more so the surer the model has
+    become of the right ones (HICTL); 0 to leave them. For ``softmax`` of cosines in the batch."""
     wait: bool = False
     """With a queue: no loss until it has been filled once; it starts random (InfoXLM)."""
 
@@ -92,6 +96,9 @@ class Contrast(Objective):
             raise ValueError(f"queue {self.queue}, momentum {self.momentum}: not below 0; 0..1")
         if self.queue and self.form == "sigmoid":
             raise ValueError("form: a queue goes with softmax; set queue to 0 for sigmoid")
+        plain = self.form == "softmax" and self.cosine and not self.queue
+        if not 0 <= self.harden < 1 or (self.harden and not plain):
+            raise ValueError("harden: 0 to below 1, for softmax, with cosine and without queue")
         if not self.queue and (self.wait or not self.both):
             raise ValueError("wait and both are for a queue; set queue, or leave them")
 
@@ -166,6 +173,8 @@ class ContrastHead(Head):
         #: slow copies of both
         self.slow = _copy(self.summary, self.project) if spec.queue else None
         self._made: tuple[Tensor, AimBatch] | None = None
+        self.slope = spec.harden
+        self.confidence = Confidence() if spec.harden else None
 
     def features(self, encoded: Encoded, stream: str) -> Tensor:
         """Vectors ``[E, dim]`` of one stream, float32; of length one if ``cosine``."""
@@ -197,7 +206,11 @@ class ContrastHead(Head):
         """
         if self.queue is None or self.slow is None:
             a, b = (self.features(encoded, s).index_select(0, aim.index) for s in self.pair)
-            return contrast(a, b, aim.value, aim.weight, self.factor(), self.bias)
+            power = None if self.confidence is None else self.slope * self.confidence.mean()
+            out = contrast(a, b, aim.value, aim.weight, self.factor(), self.bias, power=power)
+            if self.confidence is not None and self.training:
+                self.confidence.see(out["loss"], aim.weight)
+            return out
         slow = encoded.slow(self.queued if encoded.view.apart else None)
         summary, project = (m for m in self.slow if isinstance(m, nn.ModuleDict))
         total: dict[str, Tensor] = {}
@@ -219,7 +232,9 @@ class ContrastHead(Head):
         return {k: v * share for k, v in total.items()}
 
     def settle(self) -> None:
-        """Queue the features of the global batch."""
+        """Queue the features of the global batch; take in how sure the model was."""
+        if self.confidence is not None:
+            self.confidence.settle()
         if self.queue is None or self._made is None:
             return
         made, aim = self._made
@@ -263,6 +278,7 @@ def contrast(
     scale: Tensor,
     bias: Tensor | None,
     at_once: int = LOGITS_AT_ONCE,
+    power: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Contrastive loss of local pairs against the pairs of all processes.
 
@@ -273,6 +289,7 @@ def contrast(
         scale: factor on cosines, a scalar.
         bias: added to scaled cosines; given, the sigmoid loss is used, else the softmax loss.
         at_once: elements of logits that may exist together; more are recomputed in backward.
+        power: given, negatives are hardened (:func:`~crossloom.objectives.hard.harden`).
 
     Returns:
         Sums over the local pairs. Softmax: the mean of both directions. Sigmoid: over all columns.
@@ -286,7 +303,7 @@ def contrast(
         own = torch.arange(first + rows.start, first + rows.stop, device=a.device)
         return (
             a[rows], b[rows], columns[0], columns[1], own, sample[rows], samples,
-            weight[rows], weights, scale, bias,
+            weight[rows], weights, scale, bias, power,
         )  # fmt: skip
 
     return _in_pieces(_rows, piece, len(a), len(samples), at_once)
@@ -358,14 +375,19 @@ def _queue_rows(
 def _rows(
     a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, own: Tensor, sample: Tensor,
     samples: Tensor, weight: Tensor, weights: Tensor, scale: Tensor, bias: Tensor | None,
+    power: Tensor | None,
 ) -> dict[str, Tensor]:  # fmt: skip
     everyone = torch.arange(len(samples), device=a.device)
     same = own[:, None] == everyone
     barred = ((sample[:, None] == samples) & ~same) | ((weights == 0) & ~same)
-    forth = scale * a @ all_b.T
+    if power is None:
+        forth = scale * a @ all_b.T
+    else:
+        forth = scale * harden(a @ all_b.T, own, power)
     if bias is None:
         forth = forth.masked_fill(barred, -torch.inf)
-        back = (scale * b @ all_a.T).masked_fill(barred, -torch.inf)
+        back = scale * b @ all_a.T if power is None else scale * harden(b @ all_a.T, own, power)
+        back = back.masked_fill(barred, -torch.inf)
         each = (F.cross_entropy(forth, own, reduction="none")
                 + F.cross_entropy(back, own, reduction="none")) / 2  # fmt: skip
     else:

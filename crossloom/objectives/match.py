@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality
 from crossloom.objectives.contrast import Contrast, ContrastHead
+from crossloom.objectives.hard import draw_some
 from crossloom.objectives.objective import Aim, Head, Objective, example_aim, lend, mark, need
 from crossloom.objectives.pool import Pool, Pooler
 from crossloom.objectives.view import Shown
@@ -181,16 +182,5 @@ class MinedHead(MatchHead):
 
 
 def draw_hard(scores: Tensor, barred: Tensor, drawn: bool = True) -> Tensor:
-    """For each row a column, with the softmax of the scores for chances (by Gumbel's maximum).
-
-    Args:
-        scores: ``[E, E]``.
-        barred: ``[E, E]`` bool, columns that a row must not get; a row barred from all gets any.
-        drawn: False for the best-scored column instead (measuring, which must repeat).
-
-    Returns:
-        ``[E]`` int64; from torch's random stream, without waiting for the device.
-    """
-    if drawn:
-        scores = scores - torch.empty_like(scores).exponential_().log()
-    return scores.masked_fill(barred, -torch.inf).argmax(1)
+    """One column for each row, ``[E]`` int64: :func:`~crossloom.objectives.hard.draw_some`."""
+    return draw_some(scores, barred, 1, drawn)[:, 0]

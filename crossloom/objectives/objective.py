@@ -118,6 +118,11 @@ class Objective(ABC):
         return None
 
     @property
+    def own_passes(self) -> bool:
+        """Whether the head makes all passes itself (``Encoded.anew``): it is given no states."""
+        return False
+
+    @property
     def beside(self) -> tuple[str, ...]:
         """Objectives whose heads are asked about the same batch: drawn whenever this one is."""
         return ()

@@ -267,15 +267,21 @@ def xlco_queue(
     momentum: float = 0.9999,
     dim: int = 768,
     hide: Hide | None = BERT,
+    mixed: bool = True,
 ) -> Contrast:
     """Cross-lingual contrast with a slow encoder and a queue (InfoXLM, section 3.3).
 
     At a middle layer (8 of 12, 12 of 24), features not brought to length one, temperature 0.25
     (``microsoft/unilm:infoxlm``), one direction, no loss until the queue is full.
-    Inputs are masked as for MLM, as the code does. Mix-up of two pairs would be the reader's.
+    Inputs are masked as for MLM, as the code does. Mix-up: with ``mixed``, two pairs of the batch
+    are laid end to end, ``<s> a </s> b </s>``, in an order drawn for each side.
     """
     view = View(
-        name="xlco", streams=pair, apart=True, hide=dict.fromkeys(pair, hide) if hide else {}
+        name="xlco",
+        streams=pair,
+        apart=True,
+        hide=dict.fromkeys(pair, hide) if hide else {},
+        mixed=pair if mixed else (),
     )
     return Contrast(
         view=view, pair=pair, dim=dim, shared=True, layer=layer, queue=queue, momentum=momentum,

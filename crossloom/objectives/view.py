@@ -52,6 +52,9 @@ class Hide:
     delete: bool = False
     """What would be hidden is not shown at all: token deletion (BART, section 2.2). Nothing of such
     a stream can be scored."""
+    alone: bool = False
+    """Of the stream show the selected units only, hidden, in their positions: places that a head
+    fills (ERNIE-M's pseudo tokens). Nothing of such a stream can be scored."""
     permute: str = ""
     """Name of a target whose runs of one value change places as wholes before anything is hidden:
     ``sentence`` for sentence permutation (BART, section 2.2; mBART). A special between two of them
@@ -71,13 +74,15 @@ class Hide:
             raise ValueError(f"merge and whole are of runs: set by to span, not {self.by}")
         if self.insert and not (self.merge and self.law == "poisson"):
             raise ValueError("insert needs merge, and law: poisson: else no run has length zero")
+        if self.alone and (self.show or self.swap or self.merge or self.delete or self.permute):
+            raise ValueError("alone: places to be filled: show and swap are 0, and nothing else")
         if self.delete and self.merge:
             raise ValueError("delete and merge: what is hidden is either not shown or one mask")
 
     @property
     def relaid(self) -> bool:
         """Other units may be shown than the clean ones, one by one and in their order."""
-        return self.merge or self.delete or bool(self.permute)
+        return self.merge or self.delete or self.alone or bool(self.permute)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +104,16 @@ class View:
     """Stream that is taken from another example with probability ``mismatch_rate``; of several, one
     is, each as often as the others (Oscar+: tags or text)."""
     mismatch_rate: float = 0.5
+    mixed: tuple[str, ...] = ()
+    """Streams shown end to end with those of one other example of the micro-batch, if there is
+    another sample; which comes first is drawn for each stream (InfoXLM's mix-up contrast)."""
     apart: bool = False
     """Streams do not read each other: two encoders in one pass, whatever the plan."""
+    across: bool = False
+    """Hidden units read the visible units of the other streams, and themselves; all others read the
+    visible units of their own stream. What is predicted of one side is then known from the other
+    alone, through any number of layers (ERNIE-M's CAMLM). The plan's streams must read themselves
+    and each other in one block."""
     causal: tuple[str, ...] = ()
     """Streams read left to right in this view."""
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -117,7 +130,7 @@ class View:
     def __post_init__(self) -> None:
         read = (s for names in self.reads.values() for s in names)
         named = {*self.hide, *self.causal, *self.reads, *read, *self.mismatched}
-        named |= {*self.follow, *self.follow.values(), *self.twice, *self.against}
+        named |= {*self.mixed, *self.follow, *self.follow.values(), *self.twice, *self.against}
         if strange := sorted(named - set(self.streams)):
             raise ValueError(f"view {self.name!r} shows {self.streams}, not {', '.join(strange)}")
         for stream, other in self.follow.items():
@@ -126,10 +139,25 @@ class View:
                     f"view {self.name!r}: {stream!r} follows {other!r}: hide units of {other!r}, "
                     f"unmerged and in their places, and none of {stream!r}"
                 )
+        if self.across:
+            self._check_across()
         if self.apart and self.reads:
             raise ValueError(f"view {self.name!r}: streams apart read themselves; drop `reads`")
         if self.twice and (self.against or self.mismatch):
             raise ValueError(f"view {self.name!r}: twice goes with neither against nor mismatch")
+
+    def _check_across(self) -> None:
+        if self.apart or self.causal or self.reads or len(self.streams) < 2:
+            raise ValueError(
+                f"view {self.name!r}: across is for two streams or more, "
+                "without apart, causal and reads"
+            )
+        for stream, hide in self.hide.items():
+            if hide.show or hide.swap:
+                raise ValueError(
+                    f"view {self.name!r}: across: units of {stream!r} that are predicted but shown "
+                    "would be read by their own side; set show and swap to 0"
+                )
 
     @property
     def rows(self) -> int:
@@ -222,6 +250,9 @@ def draw_relaid(units: Units, hide: Hide, rng: np.random.Generator) -> tuple[Arr
         begins = np.append([False], group[1:] != group[:-1])
         units = replace(units, maskable=units.maskable[order], group=np.cumsum(begins))
     fate, lots, empty = _draw(units, hide, rng)
+    if hide.alone:
+        place = np.flatnonzero(fate == Fate.HIDE)
+        return fate, Laid(place, fate[place], units.position[place])
     goes_on = np.zeros(len(units), bool)
     if hide.merge:
         changed = (fate == Fate.HIDE) | (fate == Fate.SWAP)

@@ -135,6 +135,8 @@ def words(recipe: Recipe) -> str:
         said.append("left to right")
     if any(v.apart for v in views) and "towers" not in said[0]:
         said.append("streams apart")
+    if any(v.across for v in views):
+        said.append("hidden units across")
     return "; ".join(said)
 
 
@@ -158,6 +160,8 @@ def shown(view: View) -> str:
             )
         if others := view.mismatched.count(stream):
             marks.append(f"{others * view.mismatch_rate / len(view.mismatched):.0%} another's")
+        if stream in view.mixed:
+            marks.append("with another's")
         if stream in view.follow:
             marks.append(f"what is hidden of {view.follow[stream]}")
         if stream in view.twice:
@@ -169,7 +173,8 @@ def shown(view: View) -> str:
         if stream in view.reads:
             marks.append(f"reads {', '.join(view.reads[stream]) or 'nothing'}")
         parts.append(stream + (f" ({', '.join(marks)})" if marks else ""))
-    return ("apart: " if view.apart else "") + ", ".join(parts)
+    read = "apart: " if view.apart else "hidden units across: " if view.across else ""
+    return read + ", ".join(parts)
 
 
 def settings(objective: Objective) -> str:

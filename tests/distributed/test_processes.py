@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from crossloom.models.presets import dual_encoder
+from crossloom.data_pipelines.read import Parallel, Texts
+from crossloom.models.presets import dual_encoder, single_stream
 from crossloom.objectives.contrast import contrast
+from crossloom.objectives.crosslingual import btmlm, sctl
 from crossloom.objectives.presets import itc_queue
 from crossloom.testing.processes import run_ranks
 from crossloom.testing.recipes import STREAMS, tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
+from crossloom.training.recipe import Component
 from crossloom.training.run import load_weights
 
 pytestmark = pytest.mark.distributed
@@ -69,6 +72,46 @@ def test_queues_and_slow_encoders_are_the_same_on_two_processes(world, tmp_path)
     for name, value in one.items():
         if "slow" in name or "queue" in name:
             torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3)
+
+
+def run_tied(world: str, out: str) -> None:
+    """Pseudo tokens that the model makes, and negatives that move as it gets surer."""
+    base = tiny_recipe(Path(world))
+    pair = ("text", "second")
+    text = base.modalities["text"]
+    recipe = replace(
+        base,
+        steps=10,
+        micro=4,
+        modalities={"text": text, "second": replace(text, field="second")},
+        tied={"second": "text"},
+        plan=single_stream(pair, layers=1, width=32, heads=2, dropout=0.0),
+        objectives={"btmlm": btmlm(*pair), "sentences": sctl(pair, dim=32)},
+        mixture={
+            "text": Component(
+                shards="train-*.tar", reader=Texts(copies=("second",)), objectives=("btmlm",)
+            ),
+            "pairs": Component(
+                shards="train-*.tar", reader=Parallel(apart=True), objectives=("sentences",)
+            ),
+        },
+    )
+    train(recipe, Path(out), start("cpu"))
+
+
+def test_what_the_model_fills_in_and_how_sure_it_is_are_the_same_on_two_processes(world, tmp_path):
+    run_tied(str(world), str(tmp_path / "one"))
+    run_ranks(2, run_tied, str(world), str(tmp_path / "two"))
+    one, two = (read_journal(tmp_path / x / "metrics.jsonl") for x in ("one", "two"))
+    assert len(one) == len(two) == 10
+    for first, second in zip(one, two, strict=True):
+        for name in ("btmlm/loss", "sentences/loss"):
+            if name in first:
+                assert second[name] == pytest.approx(first[name], abs=1e-4), (first["step"], name)
+    one, two = (load_weights(tmp_path / x)[0] for x in ("one", "two"))
+    latest = one["heads.sentences.confidence.latest"]
+    assert (latest > 0).sum() == one["heads.sentences.confidence.place"] > 2
+    torch.testing.assert_close(two["heads.sentences.confidence.latest"], latest)
 
 
 def pairs(form: str) -> tuple[torch.Tensor, ...]:

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from crossloom.interop import clip, open_clip, siglip, vilt
+from crossloom.plugins import find
+from crossloom.training.recipe import load_recipe
 from crossloom.training.run import make_model
 
 pytestmark = pytest.mark.peers
@@ -37,6 +39,31 @@ def test_of_transformers(family, name, count):
     # what an old and short configuration leaves out is the same
     short = {k: {} for k in ("text_config", "vision_config") if k in config}
     assert family.read(short, weights, Path("nowhere"))[0].plan == recipe.plan
+
+
+def test_of_those_that_go_on_from_xlm_r():
+    """XLM-R's own parameters, and what its docstring says each system adds."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.XLMRobertaConfig(
+        vocab_size=250_002, max_position_embeddings=514, type_vocab_size=1
+    )
+    with torch.device("meta"):
+        theirs = transformers.XLMRobertaForMaskedLM(config)
+        size = sum(p.numel() for p in theirs.parameters())
+        bias, matrix = 250_002, 768 * 768
+        embedding = sum(p.numel() for p in theirs.roberta.embeddings.parameters())
+        layer = sum(p.numel() for p in theirs.roberta.encoder.layer[0].parameters())
+        added = {
+            "infoxlm": bias + 2 * matrix + embedding + 8 * layer,
+            "hictl": bias,
+            "ernie-m": 4 * bias,
+        }
+        for name, more in added.items():
+            recipe = load_recipe(name)
+            count = sum(p.numel() for p in make_model(recipe).parameters())
+            assert count == size + more
+            said = " ".join(find("recipe", name).__doc__.split())
+            assert f"{count:,} parameters: XLM-R's {size:,}" in said
 
 
 def test_of_open_clip():

@@ -1,0 +1,62 @@
+"""What systems that go on from XLM-R share: its text, twice for translations, and its layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from crossloom.data_pipelines.read import Blocks, Parallel, Reader
+from crossloom.modalities.modality import Modality
+from crossloom.modalities.text import Text
+from crossloom.models.plan import Plan
+from crossloom.recipes.parts import TEXT, bert_plan, tiny_plan, train
+from crossloom.training.optim import Optim
+from crossloom.training.recipe import Component
+
+SECOND = "second"
+#: A text, and its translation where the two are read apart.
+PAIR = (TEXT, SECOND)
+#: The translation has the embedder of the text.
+TIED = {SECOND: TEXT}
+ADAM = Optim(rate=2e-4, betas=(0.9, 0.98), epsilon=1e-6, decay=0.01, clip=1.0)
+
+
+def xlm_r_texts(*, doubled: bool = True) -> dict[str, Modality]:
+    """XLM-R's text for both streams: 250,002 ids, positions from row 2 of 514, one passage type.
+
+    Args:
+        doubled: two translations in one row are parted by two ends.
+    """
+    text = Text(
+        vocabulary="xlm-roberta/sentencepiece.bpe.model", layout="xlm-r", size=250_002, limit=512,
+        positions=514, offset=2, constant=True, doubled=doubled,
+    )  # fmt: skip
+    return {TEXT: text, SECOND: replace(text, field=SECOND)}
+
+
+def xlm_r_plan() -> Plan:
+    """XLM-R base's layers over both streams, with one set of weights."""
+    return replace(bert_plan(PAIR), epsilon=1e-5)
+
+
+def small_plan() -> Plan:
+    """The world's small layers over both streams."""
+    return tiny_plan(PAIR)
+
+
+def documents(*objectives: str) -> Component:
+    """CC-100 in blocks of 512."""
+    return Component(shards=train("cc100"), reader=Blocks(), objectives=objectives)
+
+
+def together(*objectives: str) -> Component:
+    """Translations in one row."""
+    return _translations(Parallel(), objectives)
+
+
+def apart(*objectives: str) -> Component:
+    """Translations in two streams."""
+    return _translations(Parallel(apart=True), objectives)
+
+
+def _translations(reader: Reader, objectives: tuple[str, ...]) -> Component:
+    return Component(shards=train("opus"), reader=reader, objectives=objectives)
