@@ -246,7 +246,11 @@ class Collator:
                 np.array([len(x.place) for x in laid], np.int64),
             )
         return ViewBatch(
-            streams=streams, apart=view.apart, causal=view.causal, reads=dict(view.reads)
+            streams=streams,
+            apart=view.apart,
+            causal=view.causal,
+            reads=dict(view.reads),
+            unseen=view.unseen,
         )
 
     def _blank_view(self, view: View) -> ViewBatch:
