@@ -3,7 +3,8 @@
 These id layouts are read:
 
 - ``own``: a model trained by ``crossloom tokenizer train``; ids are the model's own
-  (``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3, ``<mask>`` 4, pieces from 5).
+  (``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3, ``<mask>`` 4, pieces from 5). With ``signs``,
+  a token for each of these languages comes after the model's ids, and texts are laid as mBART's.
 - ``xlm-r``: an existing ``sentencepiece.bpe.model`` read with the layout of XLM-R: the model's ids
   are shifted by one, the four specials take 0..3 and ``<mask>`` comes last
   (``transformers: tokenization_xlm_roberta.py``).
@@ -39,7 +40,7 @@ from torch import Tensor, nn
 
 from crossloom.batch import Stream
 from crossloom.modalities.byte_pairs import BytePairs
-from crossloom.modalities.lay import blocks, lay
+from crossloom.modalities.lay import blocks, lay, turned
 from crossloom.modalities.modality import Embedder, Modality, Target
 from crossloom.modalities.wordpiece import WordPiece
 from crossloom.units import Array, BadSample, Fate, Passage, Sample, Units, make_units
@@ -79,8 +80,15 @@ class Vocabulary:
 
     doubled = True
 
-    def __init__(self, path: str | Path, layout: Layout = "own") -> None:
+    def __init__(
+        self, path: str | Path, layout: Layout = "own", signs: tuple[str, ...] = ()
+    ) -> None:
         """Load a model file.
+
+        Args:
+            path: of the file.
+            layout: of the ids.
+            signs: languages with a token of their own, in the layout ``own``.
 
         Raises:
             ValueError: the file is missing, is no SentencePiece model, or lacks ``<mask>``.
@@ -131,6 +139,10 @@ class Vocabulary:
                     f"{path}: has no <s>, </s>, <pad> or <mask>; train it with "
                     "`crossloom tokenizer train`, or set layout: xlm-r for an XLM-R model"
                 )
+            if signs:
+                self.signs = {code: self.size + n for n, code in enumerate(signs)}
+                pieces += [f"<{code}>" for code in signs]
+                self.size, self.begin, self.doubled = len(pieces), -1, False
         self.pieces = pieces
         special = {self.begin, self.pad, self.end, self.unknown, self.mask, *self.signs.values()}
         # an id, though no text begins with it
@@ -175,13 +187,15 @@ def _starts_word(piece: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def vocabulary(path: str, layout: Layout) -> Vocabulary | WordPiece | BytePairs:
+def vocabulary(
+    path: str, layout: Layout, signs: tuple[str, ...] = ()
+) -> Vocabulary | WordPiece | BytePairs:
     """The vocabulary at a path, loaded once per process."""
     if layout in ("wordpiece", "wordpiece-cased"):
         return WordPiece(path, cased=layout == "wordpiece-cased")
     if layout == "clip":
         return BytePairs()
-    return Vocabulary(path, layout)
+    return Vocabulary(path, layout, signs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +235,9 @@ class Text(Modality):
     constant: bool = False
     """A learned vector added to every unit before the norm: the one passage type that RoBERTa and
     XLM-R keep a table for."""
+    signs: tuple[str, ...] = ()
+    """Languages with a token of their own, in the layout ``own``; others are then not read. The
+    layout ``mbart`` has those of its 25 languages."""
     sign: Literal["last", "first"] = "last"
     """Where the language token of a layout that has them stands: after the last end, as in what is
     read, or before all, as in what is said (mBART)."""
@@ -255,6 +272,8 @@ class Text(Modality):
             raise ValueError(
                 f"segment is {self.segment}; with segments={self.segments} it is below"
             )
+        if self.signs and self.layout != "own":
+            raise ValueError(f"signs are for layout own; layout {self.layout} has its own or none")
         if self.positions and self.positions < self.offset + self.limit:
             raise ValueError(
                 f"positions is {self.positions}; texts of up to {self.limit} units that start at "
@@ -268,7 +287,7 @@ class Text(Modality):
         Raises:
             ValueError: it cannot be loaded, or has another size than the field says.
         """
-        found = vocabulary(self.vocabulary, self.layout)
+        found = vocabulary(self.vocabulary, self.layout, self.signs)
         if self.size and found.size != self.size:
             raise ValueError(
                 f"{self.vocabulary or self.layout}: has {found.size} ids, but the recipe says "
@@ -369,16 +388,19 @@ class Text(Modality):
     def packed(self, units: Sequence[Units]) -> list[tuple[int, Units]]:
         """Passages as ``<s> a </s> b </s>`` (FULL-SENTENCES of RoBERTa, section 4.2).
 
-        Raises:
-            TypeError: the layout has language tokens: a block could be of several languages.
+        Where texts have a language token, so has the block, at the same end: passages that are
+        joined are of one language.
         """
         vocab = self.vocab
-        if isinstance(vocab, Vocabulary) and vocab.signs:
-            raise TypeError(f"layout {self.layout}: texts with a language token are not joined")
-        head = int(vocab.begin >= 0)
+        signed = isinstance(vocab, Vocabulary) and bool(vocab.signs)
+        last = signed and self.sign == "last"
+        if last:
+            units = [turned(u, 1) for u in units]
+        head = int(vocab.begin >= 0 or signed)
         out = []
         for parts in blocks([len(u) - head - 1 for u in units], self.limit, head):
             joined = lay(units, parts, head)
+            joined = turned(joined, -1) if last else joined
             joined = fill(joined, self.limit, vocab.pad) if self.filled else joined
             out.append((parts[0][0], joined))
         return out

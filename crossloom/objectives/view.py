@@ -29,8 +29,8 @@ class Hide:
     show: float = 0.1
     swap: float = 0.1
     drop: float = 0.0
-    """Token deletion (BART, section 2.2), word dropout (XLM). One unit at least is shown. Nothing of
-    such a stream can be scored."""
+    """Token deletion (BART, section 2.2), word dropout (XLM). One unit at least is shown. Nothing
+    of such a stream can be scored."""
     by: Literal["unit", "group", "span", "segment"] = "unit"
     """``group``: units of a group are selected together and share their fate (whole words,
     overlapping boxes). ``span``: runs of units, each of one fate (SpanBERT, section 3.1).
