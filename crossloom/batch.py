@@ -82,6 +82,7 @@ class ViewBatch:
     across: bool = False  #: True: hidden units read other streams only, and are read by none
     causal: tuple[str, ...] = ()  #: streams whose units read no later unit of their own stream
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: by stream, at most these
+    unseen: tuple[str, ...] = ()  #: streams whose hidden units no other stream reads
 
     def readable(self, reader: str, names: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the named streams that a stream may read here; absent ones are left out."""

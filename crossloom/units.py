@@ -43,6 +43,7 @@ class Fate(IntEnum):
     HIDE = 1  #: replaced by the modality's mask, predicted
     SWAP = 2  #: replaced by another value, predicted (discrete units, regions)
     SHOW = 3  #: left visible, predicted
+    DROP = 4  #: not shown at all, not predicted
 
 
 @dataclass(frozen=True)

@@ -257,6 +257,7 @@ class Collator:
             across=view.across,
             causal=view.causal,
             reads=dict(view.reads),
+            unseen=view.unseen,
         )
 
     def _blank_view(self, view: View) -> ViewBatch:

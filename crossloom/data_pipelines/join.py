@@ -22,22 +22,23 @@ def join(
     Args:
         examples: decoded by :meth:`~crossloom.modalities.modality.Modality.loose`.
         modalities: by stream.
-        streams: the one stream that they have.
+        streams: those that they have, all of the same text.
 
     Returns:
         Examples in place of those given, each with the key and labels of the one that it begins
         in: ``KEY~0``, ``KEY~1``, …
     """
-    (stream,) = streams
     groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(str(example.labels.get("language", "")), []).append(example)
     made: Counter[str] = Counter()
     out = []
     for group in groups.values():
-        for number, units in modalities[stream].packed([e.units[stream] for e in group]):
-            first = group[number]
+        packed = {s: modalities[s].packed([e.units[s] for e in group]) for s in sorted(streams)}
+        for parts in zip(*packed.values(), strict=True):
+            first = group[parts[0][0]]
             key = f"{first.key}~{made[first.key]}"
             made[first.key] += 1
-            out.append(replace(first, key=key, units={stream: units}))
+            units = {s: units for s, (_, units) in zip(packed, parts, strict=True)}
+            out.append(replace(first, key=key, units=units))
     return out

@@ -226,7 +226,7 @@ class Blocks(Reader):
     Each stretch of a document (all of a short one) is an item, met once in an epoch. The stretches
     of a micro-batch are then joined by language and cut at the limit, so that nothing is lost and
     a batch has as many examples as its text fills, each as long as the limit but one for each
-    language. The objectives must show one stream of text, and score units.
+    language. The objectives must show the streams of this text alone, and score units.
     """
 
     kind: ClassVar[str] = "blocks"
@@ -237,6 +237,8 @@ class Blocks(Reader):
     stretch: Length = 4096
     """Most characters of a document that are read at a time; the longer, the more of a block is
     one piece of text, and the more blocks of a micro-batch are neighbours."""
+    copies: tuple[str, ...] = ()
+    """Further members that hold the same stretch, as of :class:`Texts`; cut alike."""
 
     @property
     def joined(self) -> bool:
@@ -272,17 +274,34 @@ class Blocks(Reader):
         ]
         language, stretch = flat[item]
         passage = Passage(language, _text(stretch, f"{self.of}.{language}"))
-        return {**members, "text": (passage,)}, {"language": language, "text": passage.text}
+        given = dict.fromkeys(("text", *self.copies), (passage,))
+        return {**members, **given}, {"language": language, "text": passage.text}
+
+
+def two_languages(direction: str) -> tuple[str, str]:
+    """The languages of a direction, both empty if it is none; the first has no dash in its code.
+
+    >>> two_languages("en-de"), two_languages("de")
+    (('en', 'de'), ('', ''))
+    """
+    first, _, second = direction.partition("-")
+    return (first, second) if first and second else ("", "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel(Reader):
-    """Two texts of one sample: translations in random order (TLM), or a text and a statement."""
+    """Two texts of one sample: translations in random order (TLM), or a text and a statement.
+
+    Labels: ``languages`` and ``texts``, of both, and ``id`` (the json's).
+    """
 
     kind: ClassVar[str] = "parallel"
     of: str = "texts"
     """Field of the json: texts by language."""
     languages: tuple[str, ...] = ()
+    directions: tuple[str, ...] = ()
+    """From which language into which, as ``en-de``; one of those that the sample has is drawn.
+    Empty for any two languages."""
     second: str = ""
     """Field of the second passage: any of its entries, half of the time in the same language; where
     it is the first's field and language, another of the texts. Empty for the same text in another
@@ -298,6 +317,11 @@ class Parallel(Reader):
             raise ValueError(f"mismatch must lie in 0..1, not {self.mismatch}")
         if self.mismatch and self.apart:
             raise ValueError("passages apart are mismatched by the view: leave mismatch at 0")
+        if self.directions and (self.second or self.languages):
+            raise ValueError("directions name the languages: leave languages and second empty")
+        for direction in self.directions:
+            if not all(two_languages(direction)):
+                raise ValueError(f"directions: {direction!r} is not of the form en-de")
 
     @property
     def mismatched(self) -> float:
@@ -310,15 +334,37 @@ class Parallel(Reader):
         """``text`` is two passages, or ``text`` and ``second`` one each."""
         content = sample_json(members)
         texts = _field(content, self.of)
-        found = _choose(texts, self.languages, self.of)
         if self.second:
-            return {**members, **self._given(*self._two(content, found, rng))}, {}
+            found = _choose(texts, self.languages, self.of)
+            one, other = self._two(content, found, rng)
+        else:
+            first, second = self._languages(texts, rng)
+            number = int(rng.integers(min(len(texts[first]), len(texts[second]))))
+            one, other = (
+                Passage(x, _text(texts[x][number], f"{self.of}.{x}")) for x in (first, second)
+            )
+        labels = {
+            "languages": (one.language, other.language),
+            "texts": (one.text, other.text),
+            "id": str(content.get("id", "")),
+        }
+        return {**members, **self._given(one, other)}, labels
+
+    def _languages(self, texts: Mapping[str, Any], rng: np.random.Generator) -> tuple[str, str]:
+        if self.directions:
+            pairs = [two_languages(d) for d in self.directions]
+            known = [p for p in pairs if texts.get(p[0]) and texts.get(p[1])]
+            if not known:
+                raise BadSample(
+                    "missing language",
+                    f"json {self.of!r} has {', '.join(texts)}; not {', '.join(self.directions)}",
+                )
+            return known[int(rng.integers(len(known)))]
+        found = _choose(texts, self.languages, self.of)
         if len(found) < 2:
             raise BadSample("missing language", f"only {found[0]} of a parallel text is there")
-        first, second = (found[i] for i in rng.choice(len(found), 2, replace=False))
-        number = int(rng.integers(min(len(texts[first]), len(texts[second]))))
-        passages = (Passage(x, _text(texts[x][number], f"{self.of}.{x}")) for x in (first, second))
-        return {**members, **self._given(*passages)}, {}
+        one, other = (found[i] for i in rng.choice(len(found), 2, replace=False))
+        return one, other
 
     def _given(self, first: Passage, second: Passage) -> dict[str, tuple[Passage, ...]]:
         return {"text": (first,), "second": (second,)} if self.apart else {"text": (first, second)}

@@ -45,6 +45,17 @@ def blocks(lengths: Sequence[int], limit: int, head: int = 1) -> list[list[Part]
     return [*found, block] if block else found
 
 
+def turned(units: Units, by: int) -> Units:
+    """The units turned round: the last ``by`` come first, or the first ``-by`` last."""
+    place = np.roll(np.arange(len(units)), by)
+    return make_units(
+        {k: v[place] for k, v in units.content.items()},
+        targets={k: v[place] for k, v in units.targets.items()},
+        maskable=units.maskable[place],
+        group=units.group[place],
+    )
+
+
 def lay(rows: Sequence[Units], parts: Sequence[Part], head: int = 1) -> Units:
     """Parts of rows as one example: ``<s> a </s> b </s>``, positions running through.
 

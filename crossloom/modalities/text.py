@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from crossloom.batch import Stream
 from crossloom.modalities.byte_pairs import BytePairs
-from crossloom.modalities.lay import blocks, lay
+from crossloom.modalities.lay import blocks, lay, turned
 from crossloom.modalities.modality import Embedder, Modality, Target
 from crossloom.modalities.vocabularies import (
     MASKLESS,
@@ -76,6 +76,9 @@ class Text(Modality):
     constant: bool = False
     """A learned vector added to every unit before the norm: the one passage type that RoBERTa and
     XLM-R keep a table for."""
+    signs: tuple[str, ...] = ()
+    """Languages with a token of their own, in the layout ``own``; others are then not read. The
+    layout ``mbart`` has those of its 25 languages."""
     sign: Literal["last", "first"] = "last"
     """Where the language token of a layout that has them stands: after the last end, as in what is
     read, or before all, as in what is said (mBART)."""
@@ -110,6 +113,8 @@ class Text(Modality):
             raise ValueError(
                 f"segment is {self.segment}; with segments={self.segments} it is below"
             )
+        if self.signs and self.layout != "own":
+            raise ValueError(f"signs are for layout own; layout {self.layout} has its own or none")
         if self.positions and self.positions < self.offset + self.limit:
             raise ValueError(
                 f"positions is {self.positions}; texts of up to {self.limit} units that start at "
@@ -123,7 +128,7 @@ class Text(Modality):
         Raises:
             ValueError: it cannot be loaded, or has another size than the field says.
         """
-        found = vocabulary(self.vocabulary, self.layout)
+        found = vocabulary(self.vocabulary, self.layout, self.signs)
         if self.size and found.size != self.size:
             raise ValueError(
                 f"{self.vocabulary or self.layout}: has {found.size} ids, but the recipe says "
@@ -227,16 +232,19 @@ class Text(Modality):
     def packed(self, units: Sequence[Units]) -> list[tuple[int, Units]]:
         """Passages as ``<s> a </s> b </s>`` (FULL-SENTENCES of RoBERTa, section 4.2).
 
-        Raises:
-            TypeError: the layout has language tokens: a block could be of several languages.
+        Where texts have a language token, so has the block, at the same end: passages that are
+        joined are of one language.
         """
         vocab = self.vocab
-        if isinstance(vocab, Vocabulary) and vocab.signs:
-            raise TypeError(f"layout {self.layout}: texts with a language token are not joined")
-        head = int(vocab.begin >= 0)
+        signed = isinstance(vocab, Vocabulary) and bool(vocab.signs)
+        last = signed and self.sign == "last"
+        if last:
+            units = [turned(u, 1) for u in units]
+        head = int(vocab.begin >= 0 or signed)
         out = []
         for parts in blocks([len(u) - head - 1 for u in units], self.limit, head):
             joined = lay(units, parts, head)
+            joined = turned(joined, -1) if last else joined
             joined = fill(joined, self.limit, vocab.pad) if self.filled else joined
             out.append((parts[0][0], joined))
         return out

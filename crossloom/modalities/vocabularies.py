@@ -3,7 +3,8 @@
 These id layouts are read:
 
 - ``own``: a model trained by ``crossloom tokenizer train``; ids are the model's own
-  (``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3, ``<mask>`` 4, pieces from 5).
+  (``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3, ``<mask>`` 4, pieces from 5). With ``signs``,
+  a token for each of these languages comes after the model's ids, and texts are laid as mBART's.
 - ``xlm-r``: an existing ``sentencepiece.bpe.model`` read with the layout of XLM-R: the model's ids
   are shifted by one, the four specials take 0..3 and ``<mask>`` comes last
   (``transformers: tokenization_xlm_roberta.py``).
@@ -65,8 +66,15 @@ class Vocabulary:
 
     doubled = True
 
-    def __init__(self, path: str | Path, layout: Layout = "own") -> None:
+    def __init__(
+        self, path: str | Path, layout: Layout = "own", signs: tuple[str, ...] = ()
+    ) -> None:
         """Load a model file.
+
+        Args:
+            path: of the file.
+            layout: of the ids.
+            signs: languages with a token of their own, in the layout ``own``.
 
         Raises:
             ValueError: the file is missing, is no SentencePiece model, or lacks ``<mask>``.
@@ -117,6 +125,10 @@ class Vocabulary:
                     f"{path}: has no <s>, </s>, <pad> or <mask>; train it with "
                     "`crossloom tokenizer train`, or set layout: xlm-r for an XLM-R model"
                 )
+            if signs:
+                self.signs = {code: self.size + n for n, code in enumerate(signs)}
+                pieces += [f"<{code}>" for code in signs]
+                self.size, self.begin, self.doubled = len(pieces), -1, False
         self.pieces = pieces
         special = {self.begin, self.pad, self.end, self.unknown, self.mask, *self.signs.values()}
         # an id, though no text begins with it
@@ -161,13 +173,15 @@ def _starts_word(piece: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def vocabulary(path: str, layout: Layout) -> Vocabulary | WordPiece | BytePairs:
+def vocabulary(
+    path: str, layout: Layout, signs: tuple[str, ...] = ()
+) -> Vocabulary | WordPiece | BytePairs:
     """The vocabulary at a path, loaded once per process."""
     if layout in ("wordpiece", "wordpiece-cased"):
         return WordPiece(path, cased=layout == "wordpiece-cased")
     if layout == "clip":
         return BytePairs()
-    return Vocabulary(path, layout)
+    return Vocabulary(path, layout, signs)
 
 
 @lru_cache(maxsize=8)

@@ -191,10 +191,34 @@ class Layout:
         if self.view.across:
             allowed = self._across(queries, keys).view(shape)
             mask = allowed if mask is None else allowed & mask
+        if self.unseen(keys):
+            allowed = self.seen(queries, keys)
+            mask = allowed if mask is None else allowed & mask
         if causal:
             allowed = ~self._later(queries, keys, causal).view(shape)
             mask = allowed if mask is None else allowed & mask
         return mask
+
+    def unseen(self, names: tuple[str, ...]) -> bool:
+        """Whether other streams must not read some units of these."""
+        return any(n in names for n in self.view.unseen)
+
+    def seen(self, queries: tuple[str, ...], keys: tuple[str, ...]) -> Tensor:
+        """Pairs of places whose key is not hidden from the query, ``[E, 1, 1 or Lq, Lk]``."""
+        k, streams = self.together(keys), self.view.streams
+        out = None
+        for name in self.view.unseen:
+            if name not in keys:
+                continue
+            hidden = [streams[n].hidden & (n == name) for n in keys]
+            seen = ~torch.cat(hidden)[k.pad].view_as(k.valid)[:, None, None, :]
+            if name in queries:
+                q = self.together(queries)
+                mine = [torch.full_like(streams[n].hidden, n == name) for n in queries]
+                seen = seen | torch.cat(mine)[q.pad].view(-1, 1, q.longest, 1)
+            out = seen if out is None else out & seen
+        assert out is not None
+        return out
 
     def _later(
         self, queries: tuple[str, ...], keys: tuple[str, ...], causal: tuple[str, ...]
@@ -275,7 +299,8 @@ def attention(
     if layout.record is not None:
         mask = layout.mask(queries, keys, causal)
         layout.record.append(Attention(queries, keys, _weights(q, k, to, of, mask), to, of))
-    plain = not causal and not dropout and not layout.roomy(keys) and not layout.view.across
+    restricted = causal or layout.roomy(keys) or layout.view.across or layout.unseen(keys)
+    plain = not restricted and not dropout
     if q.is_cuda and plain and q.dtype in (torch.bfloat16, torch.float16):
         return _varlen(q, k, v, to, of)
     mask = layout.mask(queries, keys, causal)
@@ -287,6 +312,10 @@ def attention(
         dropout_p=dropout,
     )
     out = to_flat(out.transpose(1, 2), to)
+    if layout.unseen(keys):
+        assert mask is not None
+        nothing = (~mask.any(-1)).expand(-1, 1, to.longest).reshape(-1)
+        out = out.masked_fill(nothing.index_select(0, to.back)[:, None, None], 0)
     if queries == keys or set(queries) <= set(keys):
         return out  # every unit reads at least itself
     empty = (of.length == 0)[torch.cat([layout.view.streams[n].example for n in queries])]

@@ -283,10 +283,13 @@ class _First(Layout):
             assert keyvalue is not None
             where = self.together(read)
             grows = memory.room if memory.stream in read else 0
+            valid = where.valid
+            if self.unseen(read):
+                valid = valid & self.seen((memory.stream,), read)[:, 0, 0]
             memory.kept.append(
                 _Kept(
                     keyvalue=F.pad(to_rectangle(keyvalue, where), (0, 0) * 3 + (0, grows)),
-                    valid=F.pad(where.valid, (0, grows)),
+                    valid=F.pad(valid, (0, grows)),
                     filled=where.longest,
                     read=where.longest,
                 )

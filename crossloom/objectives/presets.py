@@ -34,7 +34,11 @@ MBART = replace(INFILL_WORDS, permute="sentence")
 #: T5, section 3.1.4: 15 % of a text in runs of 3 on average, each shown as one mask.
 T5 = Hide(rate=0.15, show=0, swap=0, by="span", law="parted", span=3, merge=True)
 #: BART, section 2.2: token deletion.
-DELETE = Hide(rate=0.15, show=0, swap=0, delete=True)
+DELETE = Hide(rate=0.15, show=0, swap=0, drop=1)
+#: MASS's code lets the segment reach over the end too, so that a decoder learns to end.
+MASS = replace(SEGMENT, last=True)
+#: XLM's noise, of units: none moves by 3 or more, a tenth is left out, then a tenth is hidden.
+NOISE = Hide(rate=0.19, show=0, swap=0, drop=0.1 / 0.19, shuffle=3, at_least=0)
 
 
 def mlm(
@@ -368,13 +372,18 @@ def mass(
     *,
     others: tuple[str, ...] = (),
     hide: Hide = SEGMENT,
+    unseen: bool = False,
     name: str = "mass",
 ) -> Generate:
     """The hidden segment, from what is left and the segment's preceding units (MASS, section 3.2).
 
-    Both streams hold one text; the second is tied to the first and read by a decoder.
+    Both streams hold one text; the second is read by a decoder. With ``unseen`` it does not read
+    the states of hidden units, as in MASS's own code (``enc_mask`` in ``mass_step``).
     """
-    view = _aside(name, source, target, others, hide={source: hide}, follow={target: source})
+    view = _aside(
+        name, source, target, others, hide={source: hide}, follow={target: source},
+        unseen=(source,) if unseen else (),
+    )  # fmt: skip
     return Generate(view=view, stream=target)
 
 
@@ -396,6 +405,19 @@ def translate(
 ) -> Generate:
     """A text said in another language: XNLG's XAE, and machine translation."""
     return Generate(view=_aside(name, source, target, ()), stream=target, smoothing=smoothing)
+
+
+def dae(source: str = "text", target: str = "target", *, hide: Hide = NOISE) -> Generate:
+    """Denoising auto-encoding: the clean text from its noised form (XNLG, section 3.2)."""
+    return denoise(source, target, hide=hide, name="dae")
+
+
+def xae(source: str = "text", target: str = "target") -> Generate:
+    """Cross-lingual auto-encoding: the translation of a text (XNLG, section 3.2).
+
+    The text is shown as it is, as in the code (``mt_step``); the paper speaks of noise.
+    """
+    return translate(source, target, name="xae")
 
 
 def _aside(name: str, source: str, target: str, others: tuple[str, ...], **corrupted: Any) -> View:

@@ -20,13 +20,17 @@ class Hide:
     """Which units of a stream are selected for prediction, and what becomes of them.
 
     Of the selected units (or groups), a share ``show`` stays visible, a share ``swap`` takes a
-    random value (an id; another image's region), the rest is hidden (BERT: 0.15, 0.1, 0.1).
+    random value (an id; another image's region), a share ``drop`` is not shown at all, the rest is
+    hidden (BERT: 0.15, 0.1, 0.1, 0).
     """
 
     rate: float = 0.15
     """Probability that a maskable unit (group, share covered by spans) is selected, 0..1."""
     show: float = 0.1
     swap: float = 0.1
+    drop: float = 0.0
+    """Token deletion (BART, section 2.2), word dropout (XLM). One unit at least is shown. Nothing
+    of such a stream can be scored."""
     by: Literal["unit", "group", "span", "segment"] = "unit"
     """``group``: units of a group are selected together and share their fate (whole words,
     overlapping boxes). ``span``: runs of units, each of one fate (SpanBERT, section 3.1).
@@ -49,12 +53,13 @@ class Hide:
     insert: bool = False
     """With ``merge``, a run of length zero puts a mask between units, as long as no more units are
     shown than there are; without it, such runs are not drawn."""
-    delete: bool = False
-    """What would be hidden is not shown at all: token deletion (BART, section 2.2). Nothing of such
-    a stream can be scored."""
     alone: bool = False
     """Of the stream show the selected units only, hidden, in their positions: places that a head
     fills (ERNIE-M's pseudo tokens). Nothing of such a stream can be scored."""
+    shuffle: float = 0.0
+    """Maskable units are laid in the order of their place plus a random number from 0 to this, so
+    that none moves as far as that (XLM's ``word_shuffle``: 3). Nothing of such a stream can be
+    scored."""
     permute: str = ""
     """Name of a target whose runs of one value change places as wholes before anything is hidden:
     ``sentence`` for sentence permutation (BART, section 2.2; mBART). A special between two of them
@@ -66,23 +71,30 @@ class Hide:
     """Selected units (groups) at the least, where there are as many (UNITER: 1; BERT: 0)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate <= 1 or self.show < 0 or self.swap < 0 or self.show + self.swap > 1:
-            raise ValueError(f"rate, show, swap and show + swap must lie in 0..1: {self}")
+        shares = (self.show, self.swap, self.drop)
+        if not 0 <= self.rate <= 1 or min(shares) < 0 or sum(shares) > 1 + 1e-9:
+            raise ValueError(
+                f"rate, show, swap, drop and the sum of these three must lie in 0..1: {self}"
+            )
+        if self.shuffle < 0:
+            raise ValueError(f"shuffle must be at least 0: {self}")
         if not self.span > 0 or (self.law == "geometric" and self.span < 1) or self.longest < 1:
             raise ValueError(f"span must be above 0 (geometric: at least 1), longest too: {self}")
         if (self.merge or self.whole) and self.by != "span":
             raise ValueError(f"merge and whole are of runs: set by to span, not {self.by}")
         if self.insert and not (self.merge and self.law == "poisson"):
             raise ValueError("insert needs merge, and law: poisson: else no run has length zero")
-        if self.alone and (self.show or self.swap or self.merge or self.delete or self.permute):
+        others = self.show, self.swap, self.drop, self.merge, self.shuffle, self.permute
+        if self.alone and any(others):
             raise ValueError("alone: places to be filled: show and swap are 0, and nothing else")
-        if self.delete and self.merge:
-            raise ValueError("delete and merge: what is hidden is either not shown or one mask")
+        if self.drop and self.merge:
+            raise ValueError("drop and merge: what is selected is either not shown or one mask")
 
     @property
     def relaid(self) -> bool:
         """Other units may be shown than the clean ones, one by one and in their order."""
-        return self.merge or self.delete or self.alone or bool(self.permute)
+        moved = self.shuffle > 0 or bool(self.permute)
+        return self.merge or self.drop > 0 or self.alone or moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +132,9 @@ class View:
     """By stream, what it may read at most, whatever the plan says; all for those not named. With
     ``causal``, a prefix: the caption reads the image and its own past, the image itself alone
     (UniLM, section 2.2; VLP)."""
+    unseen: tuple[str, ...] = ()
+    """Streams whose hidden units no other stream reads; swapped ones and those left visible are
+    read (MASS: the decoder does not read what the encoder is not shown)."""
     twice: Mapping[str, str] = field(default_factory=dict)
     """Show each example a second time, with other streams in these streams' places
     (``{image: second}``: a text with each of two pictures, the same weights for both)."""
@@ -246,6 +261,9 @@ def draw_relaid(units: Units, hide: Hide, rng: np.random.Generator) -> tuple[Arr
                 "permute: sentence"
             )
         order = _permuted(units.targets[hide.permute], rng)
+    if hide.shuffle:
+        order = order[_shuffled(units.maskable[order], hide.shuffle, rng)]
+    if hide.permute or hide.shuffle:
         group = units.group[order]
         begins = np.append([False], group[1:] != group[:-1])
         units = replace(units, maskable=units.maskable[order], group=np.cumsum(begins))
@@ -257,11 +275,12 @@ def draw_relaid(units: Units, hide: Hide, rng: np.random.Generator) -> tuple[Arr
     if hide.merge:
         changed = (fate == Fate.HIDE) | (fate == Fate.SWAP)
         goes_on[1:] = changed[1:] & changed[:-1] & (lots[1:] == lots[:-1])
-    elif hide.delete:
-        goes_on = fate == Fate.HIDE
-        goes_on[0] &= not goes_on.all()  # one unit is always shown
+    elif hide.drop:
+        if (fate == Fate.DROP).all():
+            fate[0] = Fate.SHOW
+        goes_on = fate == Fate.DROP
     place = np.flatnonzero(~goes_on)
-    shown = fate[place] if not hide.delete else np.where(fate == Fate.HIDE, Fate.SHOW, fate)[place]
+    shown = fate[place]
     inserts = min(empty, len(units) - len(place))
     if inserts:
         # a mask goes before a maskable unit, never before <s> or after </s>
@@ -285,6 +304,14 @@ def _permuted(value: Array, rng: np.random.Generator) -> Array:
     runs = np.split(np.arange(first, end), begins)
     moved = [runs[n] for n in rng.permutation(len(runs))]
     return np.concatenate([np.arange(first), *moved, np.arange(end, len(value))])
+
+
+def _shuffled(maskable: Array, reach: float, rng: np.random.Generator) -> Array:
+    """The order in which units are laid when those that are maskable move less than ``reach``."""
+    order, places = np.arange(len(maskable)), np.flatnonzero(maskable)
+    score = np.arange(len(places)) + rng.uniform(0, reach, len(places))
+    order[places] = places[score.argsort()]
+    return order
 
 
 def follow(fate: Array, positions: Array) -> Laid:
@@ -336,10 +363,9 @@ def _draw(units: Units, hide: Hide, rng: np.random.Generator) -> tuple[Array, Ar
         lacking = min(hide.at_least, count) - int(selected.sum())
         if lacking > 0:
             selected[rng.choice(np.flatnonzero(~selected), lacking, replace=False)] = True
-    draw = rng.random(count)
-    chosen = np.where(
-        draw < hide.show, Fate.SHOW, np.where(draw < hide.show + hide.swap, Fate.SWAP, Fate.HIDE)
-    )
+    ends = np.cumsum([hide.show, hide.swap, hide.drop])
+    fates = np.array([Fate.SHOW, Fate.SWAP, Fate.DROP, Fate.HIDE], np.int8)
+    chosen = fates[np.searchsorted(ends, rng.random(count), side="right")]
     fate[places] = np.where(selected, chosen, Fate.KEEP)[lots]
     lot[places] = lots
     return fate, lot, empty

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from crossloom.data_pipelines.world.languages import LANGUAGES
 from crossloom.modalities.codes import Codes
 from crossloom.modalities.modality import Modality
 from crossloom.modalities.patches import Patches
@@ -85,8 +86,9 @@ def small(modality: Modality) -> Modality:
     """The modality with the world's vocabulary, features and picture sizes."""
     if isinstance(modality, Text):
         # one row more than the longest text: regions may stand after it
+        signs = tuple(LANGUAGES) if modality.layout == "mbart" else ()
         return replace(
-            modality, vocabulary="tokenizer.model", layout="own", size=0, limit=48,
+            modality, vocabulary="tokenizer.model", layout="own", signs=signs, size=0, limit=48,
             positions=49 if modality.positions else 0, offset=0, dropout=0.0,
         )  # fmt: skip
     if isinstance(modality, Regions):

@@ -229,7 +229,7 @@ class Recipe:
                     raise ValueError(
                         f"mixture.{name}.objectives: {_unknown(objective, self.objectives)}"
                     )
-            _check_joined(name, component, self.objectives)
+            _check_joined(name, component, self.objectives, self.modalities)
         for stream in (*self.tied, *self.tied.values()):
             if stream not in self.modalities:
                 raise ValueError(f"tied: {_unknown(stream, self.modalities)}")
@@ -288,22 +288,23 @@ class Recipe:
         )
 
 
-def _check_joined(name: str, component: Component, objectives: Mapping[str, Objective]) -> None:
-    """Joined texts are one stream, and how many examples they make is not known ahead."""
+def _check_joined(
+    name: str,
+    component: Component,
+    objectives: Mapping[str, Objective],
+    modalities: Mapping[str, Modality],
+) -> None:
+    """Joined streams are of one text, and how many examples they make is not known ahead."""
+    members = {"text", *getattr(component.reader, "copies", ())}
     for objective in component.objectives if component.reader.joined else ():
         view, slots = objectives[objective].view, objectives[objective].slots(1)
-        if len(view.streams) != 1 or slots is not None or view.mismatch:
+        read = {modalities[s].field for s in view.streams}
+        if not read <= members or slots is not None or view.mismatch:
             kind = component.reader.kind
             raise ValueError(
                 f"mixture.{name}.objectives: {objective!r} compares examples or streams, and "
                 f"reader {kind!r} joins examples of one text stream; train it with another reader"
             )
-    streams = {s for o in component.objectives for s in objectives[o].view.streams}
-    if component.reader.joined and len(streams) > 1:
-        raise ValueError(
-            f"mixture.{name}: reader {component.reader.kind!r} fills one stream, and the "
-            f"objectives show {', '.join(sorted(streams))}; make a component of each"
-        )
 
 
 Recipe.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]

@@ -34,16 +34,20 @@ PLANS = {
 }  # fmt: skip
 
 
-def view(lengths, **options):
+def view(lengths, hidden=None, **options):
     streams = {}
     for name, length in lengths.items():
         n = sum(length)
-        streams[name] = Stream.build({}, {}, np.arange(n), np.zeros(n, bool), np.array(length))
+        hides = (hidden or {}).get(name, np.zeros(n, bool))
+        streams[name] = Stream.build({}, {}, np.arange(n), hides, np.array(length))
     return ViewBatch(streams=streams, **options).to("cpu")
 
 
-def by_hand(fusion, plan, x, apart=False, causal=()):
-    """One example through the same weights, attention spelt out; x: stream -> [n, width]."""
+def by_hand(fusion, plan, x, apart=False, causal=(), unread=None):
+    """One example through the same weights, attention spelt out; x: stream -> [n, width].
+
+    ``unread``: by stream, the units that other streams do not read.
+    """
     for spec, layer in zip(plan.layers, fusion.layers, strict=True):
         for block_spec, block in zip(spec.blocks, layer.blocks, strict=True):
             pre = plan.norm == "pre"
@@ -80,6 +84,8 @@ def by_hand(fusion, plan, x, apart=False, causal=()):
                         k, v = both.chunk(2, 1)
                         if r == reader and r in (*block_spec.causal, *causal):
                             k, v = k[: i + 1], v[: i + 1]
+                        if r != reader and r in (unread or {}):
+                            k, v = k[~unread[r]], v[~unread[r]]
                         keys.append(k)
                         values.append(v)
                     if not keys or sum(map(len, keys)) == 0:
@@ -126,6 +132,35 @@ def test_ragged_equals_one_example_at_a_time(plan, case):
         for s in lengths:
             found = out[s][starts[s][e] : starts[s][e + 1]]
             torch.testing.assert_close(found, expected[s], atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_hidden_units_are_unseen_by_other_streams(plan):
+    torch.manual_seed(0)
+    spec = PLANS[plan]
+    lengths = {"text": [3, 5, 2], "image": [2, 4, 3]}
+    hidden = {"image": np.array([0, 1, 1, 0, 0, 1, 1, 1, 1], bool)}  # of the last example, all
+    fusion = Fusion(spec)
+    for parameter in fusion.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    states = {
+        s: torch.randn(sum(n), spec.widths[s], requires_grad=True) for s, n in lengths.items()
+    }
+    out = fusion(states, view(lengths, hidden=hidden, unseen=("image",)))
+    starts = {s: np.cumsum([0, *n]) for s, n in lengths.items()}
+    for e in range(3):
+        cut = {s: slice(starts[s][e], starts[s][e + 1]) for s in lengths}
+        one = {s: states[s][cut[s]] for s in lengths}
+        hides = {"image": torch.tensor(hidden["image"][cut["image"]])}
+        expected = by_hand(fusion, spec, one, unread=hides)
+        for s in lengths:
+            torch.testing.assert_close(out[s][cut[s]], expected[s], atol=2e-5, rtol=2e-5)
+    plain = fusion(states, view(lengths, hidden=hidden))
+    differs = (plain["text"] - out["text"]).abs().max() > 0.01
+    assert differs == (plan != "towers")  # those read nothing of each other
+    sum(x.sum() for x in out.values()).backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in fusion.parameters())
+    assert all(torch.isfinite(x.grad).all() for x in states.values())
 
 
 def test_gradients_of_ragged_equal_those_of_single_examples():

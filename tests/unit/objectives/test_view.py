@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crossloom.objectives.presets import MASS, NOISE
 from crossloom.objectives.view import Hide, View, _closed_up, draw_fates, draw_relaid
 from crossloom.units import Fate, keyed_rng, make_units
 
@@ -26,10 +27,14 @@ def test_only_maskable_units_are_selected_and_at_least_as_many_as_asked(n, rate,
 
 
 def test_rates_of_selection_and_of_fates():
-    hide = Hide(rate=0.15, show=0.1, swap=0.1, at_least=0)
-    fate = draw_fates(units(200_000), hide, keyed_rng(3))
-    share = [(fate == f).mean() for f in Fate]
-    assert np.allclose(share, [0.85, 0.12, 0.015, 0.015], atol=0.003)
+    for drop, wanted in (
+        (0, [0.85, 0.12, 0.015, 0.015, 0]),
+        (0.2, [0.85, 0.09, 0.015, 0.015, 0.03]),
+    ):
+        hide = Hide(rate=0.15, show=0.1, swap=0.1, drop=drop, at_least=0)
+        fate = draw_fates(units(200_000), hide, keyed_rng(3))
+        share = [(fate == f).mean() for f in Fate]
+        assert np.allclose(share, wanted, atol=0.003)
 
 
 def test_units_of_a_group_share_their_fate():
@@ -150,6 +155,82 @@ def test_a_segment_is_half_of_the_text_and_often_at_its_ends():
     assert np.mean(np.array(fates) == Fate.HIDE) == pytest.approx(0.8, abs=0.03)
 
 
+def test_mass_segment_law():
+    """``shuffle_segments`` of the code, over n - 1 places, the first unit left alone, the end not.
+
+    p >= 0.8: first; p >= 0.6: last; else the segment is shuffled among what is left.
+    """
+    n, size, draws = 21, 10, 4000
+    maskable = np.ones(n, bool)
+    maskable[[0, -1]] = False
+    text = units(n, maskable)
+    starts = np.zeros(n, int)
+    fates = np.zeros(len(Fate), int)
+    for seed in range(draws):
+        fate = draw_fates(text, MASS, keyed_rng(seed))
+        selected = np.flatnonzero(fate != Fate.KEEP)
+        assert selected.tolist() == list(range(selected[0], selected[0] + size))
+        starts[selected[0]] += 1
+        fates += np.bincount(fate[selected], minlength=len(Fate))
+    share = 0.6 / (n - 1 - size + 1)
+    wanted = [0.2 + share, *[share] * 9, 0.2 + share]
+    assert starts[[0, *range(12, n)]].sum() == 0
+    assert np.allclose(starts[1:12] / draws, wanted, atol=0.025)
+    assert np.allclose(fates / draws / size, [0, 0.8, 0.1, 0.1, 0], atol=0.01)
+
+
+def test_a_segment_of_few_units():
+    for n in range(1, 7):
+        maskable = np.arange(n + 2) % (n + 1) > 0
+        sizes = {int((draw_fates(units(n + 2, maskable), MASS, keyed_rng(s)) > 0).sum())
+                 for s in range(20)}  # fmt: skip
+        assert sizes == {round((n + 1) / 2)}
+
+
+@given(st.integers(1, 40), st.integers(0, 10**6))
+def test_shuffled_units_stay_near_their_place(n, seed):
+    maskable = np.arange(n + 2) % (n + 1) > 0
+    text = make_units({"x": np.arange(n + 2)}, maskable=maskable)
+    fate, laid = draw_relaid(text, Hide(rate=0, at_least=0, shuffle=3), keyed_rng(seed))
+    assert not fate.any()
+    assert sorted(laid.place.tolist()) == list(range(n + 2))
+    assert (laid.place[0], laid.place[-1]) == (0, n + 1)
+    assert np.abs(laid.place - np.arange(n + 2)).max() <= 2  # XLM: a unit moves by less than k
+    assert laid.position.tolist() == list(range(n + 2))
+
+
+def test_shuffling_is_that_of_xlm():
+    """The share of units that stay, against ``argsort(arange + U(0, 3))`` written out."""
+    n = 30_000
+    text = make_units({"x": np.arange(n)})
+    place = draw_relaid(text, Hide(rate=0, at_least=0, shuffle=3), keyed_rng(5))[1].place
+    other = (np.arange(n) + 3 * np.random.default_rng(1).random(n)).argsort(kind="stable")
+    moved = [np.bincount(x - np.arange(n) + 2, minlength=5) / n for x in (place, other)]
+    assert np.allclose(*moved, atol=0.01)
+    assert moved[0][2] < 0.6
+
+
+def test_noise_is_xlms():
+    """A tenth left out, a tenth of the rest hidden; the order from shuffling alone."""
+    n = 50_000
+    maskable = np.arange(n) % (n - 1) > 0
+    text = make_units({"x": np.arange(n)}, maskable=maskable)
+    fate, laid = draw_relaid(text, NOISE, keyed_rng(2))
+    assert (fate == Fate.DROP).mean() == pytest.approx(0.1, abs=0.005)
+    assert (fate == Fate.HIDE).mean() == pytest.approx(0.09, abs=0.005)
+    assert set(fate.tolist()) == {Fate.KEEP, Fate.HIDE, Fate.DROP}
+    assert len(laid.place) == n - (fate == Fate.DROP).sum()
+    assert (fate[laid.place] == laid.fate).all()
+    assert (np.diff(laid.place) < 0).any()
+
+
+def test_of_a_text_that_would_be_dropped_whole_one_unit_is_shown():
+    text = make_units({"x": np.arange(4)})
+    fate, laid = draw_relaid(text, Hide(rate=1, show=0, swap=0, drop=1), keyed_rng(0))
+    assert laid.place.tolist() == [0]
+    assert fate.tolist() == [Fate.SHOW, *[Fate.DROP] * 3]
+
+
 def test_the_last_unit_can_be_selected_when_asked():
     maskable = np.array([False, True, True, False])
     for last, wanted in ((False, [0, 1, 1, 0]), (True, [0, 1, 1, 1])):
@@ -164,6 +245,8 @@ def test_the_last_unit_can_be_selected_when_asked():
         ({"whole": True, "by": "group"}, "set by to span"),
         ({"insert": True, "by": "span", "merge": True}, "law: poisson"),
         ({"span": 0.5, "by": "span"}, "at least 1"),
+        ({"drop": 0.9}, "sum of these three"),
+        ({"shuffle": -1}, "shuffle"),
     ],
 )
 def test_hiding_that_cannot_be_is_refused(wrong, message):
@@ -246,7 +329,7 @@ def test_words_stay_whole_where_sentences_move():
 @given(st.integers(1, 50), st.floats(0, 1), st.integers(0, 10**6))
 def test_deleted_units_are_not_shown(n, rate, seed):
     text = make_units({"x": np.arange(n)})
-    fate, laid = draw_relaid(text, Hide(rate=rate, show=0, swap=0, delete=True), keyed_rng(seed))
+    fate, laid = draw_relaid(text, Hide(rate=rate, show=0, swap=0, drop=1), keyed_rng(seed))
     left = np.flatnonzero(fate == Fate.KEEP).tolist()
     assert laid.place.tolist() == (left or [0])
     assert laid.position.tolist() == list(range(len(laid.place)))
@@ -255,7 +338,7 @@ def test_deleted_units_are_not_shown(n, rate, seed):
 
 def test_the_rate_of_deletion():
     text = make_units({"x": np.arange(50_000)})
-    laid = draw_relaid(text, Hide(rate=0.15, show=0, swap=0, delete=True), keyed_rng(1))[1]
+    laid = draw_relaid(text, Hide(rate=0.15, show=0, swap=0, drop=1), keyed_rng(1))[1]
     assert len(laid.place) / 50_000 == pytest.approx(0.85, abs=0.005)
     assert (np.diff(laid.place) > 0).all()
 
@@ -320,8 +403,8 @@ def test_what_cannot_be_scored_says_so():
     from crossloom.objectives.presets import mlm
 
     text = Text(vocabulary="none", size=60)
-    for hide in (Hide(delete=True), Hide(permute="sentence")):
+    for hide in (Hide(drop=1, show=0, swap=0), Hide(permute="sentence")):
         with pytest.raises(ValueError, match="merges, deletes or moves"):
             mlm(("text",), hide=hide).check({"text": text})
-    with pytest.raises(ValueError, match="delete and merge"):
-        Hide(delete=True, merge=True, by="span")
+    with pytest.raises(ValueError, match="drop and merge"):
+        Hide(drop=0.5, merge=True, by="span")
