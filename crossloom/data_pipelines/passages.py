@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import permutations
 from typing import ClassVar
 
 import numpy as np
@@ -175,24 +176,20 @@ class Switched(Reader):
         """
         content = sample_json(members)
         texts, lines = field_of(content, self.of), field_of(content, "alignments")
-        pairs = [
-            (name, one, other)
-            for name in lines
-            for a, _, b in [name.partition("-")]
-            for one, other in ((a, b), (b, a))
-            if texts.get(a) and texts.get(b) and (not self.languages or {a, b} <= {*self.languages})
-        ]
+        found = on_hand(texts, self.languages, self.of)
+        pairs = [pair for pair in permutations(found, 2) if "-".join(pair) in lines]
         if not pairs:
             raise BadSample("missing language", f"alignments of {', '.join(lines)}: none is read")
-        name, own, other = pairs[int(rng.integers(len(pairs)))]
-        number = int(rng.integers(len(lines[name])))
-        text, translation = (text_of(texts[x][number], f"{self.of}.{x}") for x in (own, other))
-        sides = (text, translation) if name.startswith(f"{own}-") else (translation, text)
-        links = read_links(lines[name][number], *(len(words(side)) for side in sides))
-        if sides[0] is not text:
-            links = [(j, i) for i, j in links]
-        passage = switch(Passage(own, text), Passage(other, translation), links, self.most, rng)
-        return {**members, "text": (passage,)}, {"language": own, "text": passage.text}
+        pair = pairs[int(rng.integers(len(pairs)))]
+        aligned = lines["-".join(pair)]
+        number = int(rng.integers(len(aligned)))
+        sides = [Passage(x, text_of(texts[x][number], f"{self.of}.{x}")) for x in pair]
+        links = read_links(aligned[number], *(len(words(side.text)) for side in sides))
+        if rng.random() < 0.5:  # either may be the sentence
+            sides, links = sides[::-1], [(j, i) for i, j in links]
+        passage = switch(sides[0], sides[1], links, self.most, rng)
+        labels = {"language": passage.language, "text": passage.text}
+        return {**members, "text": (passage,)}, labels
 
 
 def switch(

@@ -24,7 +24,7 @@ def alm() -> Recipe:
     target are met alike, since either side may be the sentence.
 
     Shards need alignments: ``crossloom shards make opus`` takes those of an aligner,
-    ``crossloom shards align`` makes them (docs/data.md).
+    ``crossloom shards make align`` makes them (docs/data.md).
 
     Otherwise than there: the phrases are the smallest that the alignment of the pair itself allows,
     not of a table made from all pairs; each visit switches anew, where the paper wrote some twenty
