@@ -55,6 +55,8 @@ class Passage:
     refers: tuple[tuple[int, int, int], ...] = ()
     """(first character, one past the last, region): words that refer to a region of the image, by
     its number in the sample."""
+    switched: tuple[tuple[int, int, str], ...] = ()
+    """(first character, one past the last, language): parts in another language than the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)

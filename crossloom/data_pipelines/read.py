@@ -1,125 +1,31 @@
-"""Readers: what of a sample is looked at on one visit.
-
-A sample may list several texts, questions or pairs. A reader says what counts as an example
-(``items``), and makes of the sample's members what the modalities read: it sets ``"text"`` to the
-passages chosen and says what is known of the example (``labels``). Randomness comes keyed on the
-example, so a visit in a given epoch always chooses alike.
-"""
+"""Readers: what of a sample is looked at on one visit (:mod:`~crossloom.data_pipelines.reader`)."""
 
 from __future__ import annotations
 
-import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from crossloom.data_pipelines.layouts import adapt
 from crossloom.data_pipelines.links import Links, picture_size
+from crossloom.data_pipelines.passages import Alternating, Following, Switched
+from crossloom.data_pipelines.reader import (
+    Labels,
+    Reader,
+    count_stretches,
+    field_of,
+    on_hand,
+    sample_json,
+    stretch_of,
+    text_of,
+    two_of,
+)
 from crossloom.data_pipelines.shards import Entry
-from crossloom.data_pipelines.stretches import Length, stretches
+from crossloom.data_pipelines.stretches import Length
 from crossloom.data_pipelines.summary import Listed, one
 from crossloom.data_pipelines.tags import Tags
-from crossloom.data_pipelines.tars import UNREAD
 from crossloom.units import BadSample, Passage, Sample
-
-Labels = Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reader(ABC):
-    """How a component reads its samples. Subclasses set ``kind``, the name in recipes."""
-
-    kind: ClassVar[str]
-
-    @property
-    def mismatched(self) -> float:
-        """Share of examples whose second passage is another sample's (label ``matched``)."""
-        return 0.0
-
-    @property
-    def joined(self) -> bool:
-        """Whether a micro-batch's texts are laid end to end and cut at the stream's limit."""
-        return False
-
-    def items(self, entry: Entry) -> int:
-        """How many examples a sample counts as."""
-        return 1
-
-    def total(self, listed: Listed) -> int | None:
-        """How many examples samples count as together, by what they list in sum.
-
-        It must be the sum of ``items`` over the samples, also of one sample. None where sums do not
-        tell, as in a class that has ``items`` of its own and no ``total``: then the index of every
-        shard is read when a run starts, to ask sample by sample.
-        """
-        return listed.samples
-
-    def spoken(self, listed: Listed) -> set[str]:
-        """Languages that its texts may be in: those named, or those in which samples list any."""
-        of = f"{getattr(self, 'of', 'texts')}."
-        named = {
-            k.removeprefix(of) or getattr(self, "unnamed", "")
-            for k in listed.items
-            if k.startswith(of)
-        }
-        return set(getattr(self, "languages", ())) or named - {""}
-
-    def __init_subclass__(cls, **given: Any) -> None:
-        super().__init_subclass__(**given)
-        if "items" in vars(cls) and "total" not in vars(cls):
-            cls.total = lambda self, listed: None  # type: ignore[method-assign]
-
-    @abstractmethod
-    def read(
-        self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
-    ) -> tuple[Sample, Labels]:
-        """The sample as modalities see it, and its labels.
-
-        Raises:
-            BadSample: what the reader needs is missing.
-        """
-
-
-def sample_json(members: Mapping[str, bytes]) -> dict[str, Any]:
-    """The ``json`` member, parsed; captions in other layouts brought to the form of ours.
-
-    Raises:
-        BadSample: missing, not UTF-8, not JSON, or neither an object nor captions.
-    """
-    if "json" not in members and not any(m.endswith("txt") for m in members):
-        raise BadSample("missing member", f"no json; it has {', '.join(sorted(members))}")
-    try:
-        content = json.loads(members["json"].decode("utf-8")) if "json" in members else None
-    except UnicodeDecodeError as error:
-        raise BadSample("not UTF-8", f"json: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise BadSample("undecodable", f"json: {error}") from None
-    return adapt(content, members)
-
-
-def _field(content: Mapping[str, Any], name: str) -> Any:
-    if not content.get(name):
-        raise BadSample("missing field", f"json has no {name!r}; it has {', '.join(content)}")
-    return content[name]
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise BadSample("empty text", f"json {name!r} holds {value!r}")
-    return value
-
-
-def _choose(texts: Mapping[str, Any], wanted: tuple[str, ...], name: str) -> list[str]:
-    """Languages on hand, in the order wanted (or stored)."""
-    found = [x for x in (wanted or texts) if texts.get(x)]
-    if not found:
-        raise BadSample(
-            "missing language", f"json {name!r} has {', '.join(texts)}, not {', '.join(wanted)}"
-        )
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,11 +95,11 @@ class Texts(Reader):
         json's).
         """
         content = sample_json(members)
-        texts = _field(content, self.of)
+        texts = field_of(content, self.of)
         if self.unnamed and "" in texts:
             also = {self.unnamed: [*texts.get(self.unnamed, ()), *texts[""]]}
             texts = {code: some for code, some in texts.items() if code} | also
-        found = _choose(texts, self.languages, self.of)
+        found = on_hand(texts, self.languages, self.of)
         if self.all_texts:
             ordered = texts if not self.languages else {x: texts[x] for x in texts if x in found}
             flat = [(x, t) for x in ordered for t in ordered[x]]
@@ -205,7 +111,7 @@ class Texts(Reader):
                 share = share / share.sum() if share.sum() > 0 else None
             language = found[int(rng.choice(len(found), p=share))]
             text = texts[language][int(rng.integers(len(texts[language])))]
-        passage = Passage(language, _text(text, f"{self.of}.{language}"))
+        passage = Passage(language, text_of(text, f"{self.of}.{language}"))
         if self.links:
             passage = self.links.named(passage, members, content)
         tags = self.tags.read(members, content) if self.tags else {}
@@ -247,35 +153,19 @@ class Blocks(Reader):
 
     def items(self, entry: Entry) -> int:
         """The stretches in all the languages read; one of a sample whose json does not parse."""
-        return self._stretches(one(entry.items))
+        return count_stretches(one(entry.items), self.of, self.languages, self.stretch)
 
     def total(self, listed: Listed) -> int | None:
         """The stretches of all the samples."""
-        return self._stretches(listed)
-
-    def _stretches(self, listed: Listed) -> int:
-        return listed.items.get(UNREAD, 0) + sum(
-            samples + listed.items.get(f"further{self.stretch}.{k}", 0)
-            for k, samples in listed.having.items()
-            if (code := k.removeprefix(f"{self.of}.")) != k
-            and (not self.languages or code in self.languages)
-        )
+        return count_stretches(listed, self.of, self.languages, self.stretch)
 
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is one stretch, in one language; label ``language``."""
-        texts = _field(sample_json(members), self.of)
-        flat = [
-            (code, stretch)
-            for code in texts
-            if texts[code] and (not self.languages or code in self.languages)
-            for stretch in stretches(texts[code], self.stretch)
-        ]
-        language, stretch = flat[item]
-        passage = Passage(language, _text(stretch, f"{self.of}.{language}"))
-        given = dict.fromkeys(("text", *self.copies), (passage,))
-        return {**members, **given}, {"language": language, "text": passage.text}
+        passage = stretch_of(sample_json(members), self.of, self.languages, self.stretch, item)
+        labels = {"language": passage.language, "text": passage.text}
+        return {**members, **dict.fromkeys(("text", *self.copies), (passage,))}, labels
 
 
 def two_languages(direction: str) -> tuple[str, str]:
@@ -328,20 +218,32 @@ class Parallel(Reader):
         """The share ``mismatch``."""
         return self.mismatch
 
+    def stand_in(
+        self, own: Passage, members: Mapping[str, bytes], item: int, rng: np.random.Generator
+    ) -> Passage | None:
+        """Of translations, a text in the same language: else the languages alone would tell."""
+        if self.second:
+            return super().stand_in(own, members, item, rng)
+        texts = field_of(sample_json(members), self.of).get(own.language)
+        if not texts:
+            return None
+        text = texts[int(rng.integers(len(texts)))]
+        return Passage(own.language, text_of(text, f"{self.of}.{own.language}"))
+
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is two passages, or ``text`` and ``second`` one each."""
         content = sample_json(members)
-        texts = _field(content, self.of)
+        texts = field_of(content, self.of)
         if self.second:
-            found = _choose(texts, self.languages, self.of)
+            found = on_hand(texts, self.languages, self.of)
             one, other = self._two(content, found, rng)
         else:
             first, second = self._languages(texts, rng)
             number = int(rng.integers(min(len(texts[first]), len(texts[second]))))
             one, other = (
-                Passage(x, _text(texts[x][number], f"{self.of}.{x}")) for x in (first, second)
+                Passage(x, text_of(texts[x][number], f"{self.of}.{x}")) for x in (first, second)
             )
         labels = {
             "languages": (one.language, other.language),
@@ -360,11 +262,7 @@ class Parallel(Reader):
                     f"json {self.of!r} has {', '.join(texts)}; not {', '.join(self.directions)}",
                 )
             return known[int(rng.integers(len(known)))]
-        found = _choose(texts, self.languages, self.of)
-        if len(found) < 2:
-            raise BadSample("missing language", f"only {found[0]} of a parallel text is there")
-        one, other = (found[i] for i in rng.choice(len(found), 2, replace=False))
-        return one, other
+        return two_of(on_hand(texts, self.languages, self.of), rng)
 
     def _given(self, first: Passage, second: Passage) -> dict[str, tuple[Passage, ...]]:
         return {"text": (first,), "second": (second,)} if self.apart else {"text": (first, second)}
@@ -372,7 +270,7 @@ class Parallel(Reader):
     def _two(
         self, content: Mapping[str, Any], found: list[str], rng: np.random.Generator
     ) -> tuple[Passage, Passage]:
-        others = _choose(_field(content, self.second), self.languages, self.second)
+        others = on_hand(field_of(content, self.second), self.languages, self.second)
         one = found[int(rng.integers(len(found)))]
         alike = one in others and rng.random() < 0.5
         other = one if alike else others[int(rng.integers(len(others)))]
@@ -383,8 +281,8 @@ class Parallel(Reader):
         further = int(rng.integers(len(rest) - alike))
         further += int(alike and further >= number)
         return (
-            Passage(one, _text(some[number], f"{self.of}.{one}")),
-            Passage(other, _text(rest[further], f"{self.second}.{other}")),
+            Passage(one, text_of(some[number], f"{self.of}.{one}")),
+            Passage(other, text_of(rest[further], f"{self.second}.{other}")),
         )
 
 
@@ -421,16 +319,16 @@ class Questions(Reader):
     ) -> tuple[Sample, Labels]:
         """``text`` is the question; labels ``answers`` (scores by answer), ``kind``, ``id``."""
         content = sample_json(members)
-        question = _field(content, "questions")[item]
-        found = _choose(_field(question, "text"), self.languages, "questions.text")
+        question = field_of(content, "questions")[item]
+        found = on_hand(field_of(question, "text"), self.languages, "questions.text")
         language = found[int(rng.integers(len(found)))]
-        passage = Passage(language, _text(question["text"][language], "questions.text"))
+        passage = Passage(language, text_of(question["text"][language], "questions.text"))
         if self.links:
             passage = self.links.named(passage, members, content)
         labels = {
             "answers": question.get("answers", {})
             if self.unanswered
-            else _field(question, "answers"),
+            else field_of(question, "answers"),
             "id": str(question.get("id", "")),
             "kind": question.get("kind", ""),
             "language": language,
@@ -438,8 +336,8 @@ class Questions(Reader):
         }
         others = self.tags.read(members, content) if self.tags else {}
         if self.answer:
-            answers = _field(question, "answers")
-            best = _text(max(answers, key=answers.__getitem__), "questions.answers")
+            answers = field_of(question, "answers")
+            best = text_of(max(answers, key=answers.__getitem__), "questions.answers")
             others = {**others, self.answer: (Passage(language, best),)}
         return {**members, "text": (passage,), **others}, labels
 
@@ -475,22 +373,22 @@ class Pairs(Reader):
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is premise (if any) and hypothesis; labels ``label``, ``language``, ``id``."""
-        pairs = _field(sample_json(members), "pairs")
+        pairs = field_of(sample_json(members), "pairs")
         if self.all_languages:
             item, number = divmod(item, len(self.languages))
             found = [self.languages[number]]
-            if found[0] not in _field(pairs[item], "hypothesis"):
+            if found[0] not in field_of(pairs[item], "hypothesis"):
                 raise BadSample("missing language", f"pair {item} is not given in {found[0]}")
         else:
-            found = _choose(_field(pairs[item], "hypothesis"), self.languages, "pairs.hypothesis")
+            found = on_hand(field_of(pairs[item], "hypothesis"), self.languages, "pairs.hypothesis")
         language = found[int(rng.integers(len(found)))]
         sides = ("premise", "hypothesis") if "premise" in pairs[item] else ("hypothesis",)
         passages = tuple(
-            Passage(language, _text(_field(pairs[item], side).get(language), f"pairs.{side}"))
+            Passage(language, text_of(field_of(pairs[item], side).get(language), f"pairs.{side}"))
             for side in sides
         )
         labels = {
-            "label": _field(pairs[item], "label"),
+            "label": field_of(pairs[item], "label"),
             "id": str(pairs[item].get("id", "")),
             "language": language,
             "premise": passages[0].text if len(passages) > 1 else "",
@@ -526,14 +424,14 @@ class Refers(Reader):
         ``id``, ``kind``, ``language``, ``text``.
         """
         content = sample_json(members)
-        refer = _field(content, "refers")[item]
-        found = _choose(_field(refer, "text"), self.languages, "refers.text")
+        refer = field_of(content, "refers")[item]
+        found = on_hand(field_of(refer, "text"), self.languages, "refers.text")
         language = found[int(rng.integers(len(found)))]
-        passage = Passage(language, _text(refer["text"][language], "refers.text"))
+        passage = Passage(language, text_of(refer["text"][language], "refers.text"))
         if self.links:
-            passage = self.links.whole(passage, _field(refer, "box"), members, content)
+            passage = self.links.whole(passage, field_of(refer, "box"), members, content)
         width, height = picture_size(content, members)
-        x1, y1, x2, y2 = (float(x) for x in _field(refer, "box"))
+        x1, y1, x2, y2 = (float(x) for x in field_of(refer, "box"))
         labels = {
             "box": [x1 / width, y1 / height, x2 / width, y2 / height],
             "size": [width, height],
@@ -567,5 +465,9 @@ class Labelled(Reader):
 
 
 READERS: Mapping[str, type[Reader]] = {
-    r.kind: r for r in (Plain, Texts, Blocks, Parallel, Questions, Pairs, Refers, Labelled)
-}
+    r.kind: r
+    for r in (
+        Plain, Texts, Blocks, Following, Parallel, Alternating, Switched, Questions, Pairs, Refers,
+        Labelled,
+    )
+}  # fmt: skip

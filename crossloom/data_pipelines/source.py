@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 
@@ -179,7 +180,7 @@ class Source:
             rng = keyed_rng(seed, place.epoch, key, "read")
             sample, labels = visit(self.reader, members, item, rng)
             if self.reader.mismatched:
-                second = self._foreign(place, seed, others)
+                second = self._foreign(place, seed, others, sample["text"][1])
                 labels = {**labels, "matched": second is None}
                 if second is not None:
                     sample = {**sample, "text": (sample["text"][0], second)}
@@ -190,12 +191,9 @@ class Source:
             return defect(shard, entry.key, error, members)
         return Example(key=key, sample=name, epoch=place.epoch, units=units, labels=labels)
 
-    def _read(self, place: Place, seed: int) -> tuple[Sample, Labels]:
-        shard, entry, item, key, _ = self._found(place)
-        rng = keyed_rng(seed, place.epoch, key, "read")
-        return visit(self.reader, shard.members(entry), item, rng)
-
-    def _foreign(self, place: Place, seed: int, others: Sequence[Place]) -> Passage | None:
+    def _foreign(
+        self, place: Place, seed: int, others: Sequence[Place], own: Passage
+    ) -> Passage | None:
         """The second passage of another sample, or None where the example stays matched."""
         key, name = self.key(place)
         rng = keyed_rng(seed, place.epoch, key, "mismatch")
@@ -203,13 +201,17 @@ class Source:
             return None
         for number in rng.permutation(len(others)):
             other = others[int(number)]
-            if self.key(other)[1] == name:
+            shard, entry, item, its_key, its_name = self._found(other)
+            if its_name == name:
                 continue
+            its_rng = keyed_rng(seed, other.epoch, its_key, "read")
             try:
-                sample, _ = self._read(other, seed)
+                with _as_built_for(self.reader):
+                    second = self.reader.stand_in(own, shard.members(entry), item, its_rng)
             except BadSample:
                 continue  # it is counted where it is an example itself
-            return cast(Passage, sample["text"][1])
+            if second is not None:
+                return second
         return None
 
     def order(self, seed: int, readers: int, window: int, examples: int) -> Order:
@@ -272,8 +274,14 @@ def visit(
     Raises:
         BadSample: it cannot use it; "wrong shape" when its json is built in another way.
     """
-    try:
+    with _as_built_for(reader):
         return reader.read(members, item, rng)
+
+
+@contextmanager
+def _as_built_for(reader: Reader) -> Iterator[None]:
+    try:
+        yield
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         # a json that anybody may have written, where an object stands for a list, or the like
         raise BadSample(

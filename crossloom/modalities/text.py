@@ -20,6 +20,8 @@ from crossloom.batch import Stream
 from crossloom.modalities.byte_pairs import BytePairs
 from crossloom.modalities.lay import blocks, lay, turned
 from crossloom.modalities.modality import Embedder, Modality, Target
+from crossloom.modalities.recovery import Recovery
+from crossloom.modalities.scripts import CLOSING, STOPS
 from crossloom.modalities.vocabularies import (
     MASKLESS,
     Layout,
@@ -29,10 +31,6 @@ from crossloom.modalities.vocabularies import (
 )
 from crossloom.modalities.wordpiece import WordPiece
 from crossloom.units import Array, BadSample, Fate, Passage, Sample, Units, make_units
-
-#: What ends a sentence, and what may close after it.
-_STOPS = (".", "!", "?", "…", "。", "！", "？", "।", "؟", "۔", "።")
-_CLOSING = "\"'”’»)]」』）"
 
 _ANY = 1 << 40  # a limit that no text reaches
 
@@ -66,7 +64,8 @@ class Text(Modality):
     offset: int = 0
     """Row of the first position (RoBERTa, XLM-R: 2)."""
     languages: tuple[str, ...] = ()
-    """Languages with an embedding of their own (XLM); empty for none (XLM-R)."""
+    """Languages with an embedding of their own (XLM); empty for none (XLM-R). Parts of a passage in
+    another language than the rest (``Passage.switched``) have that language's."""
     doubled: bool = True
     """Part two passages by two ends where the layout does (XLM-R); InfoXLM's TLM has one."""
     segments: int = 1
@@ -100,12 +99,15 @@ class Text(Modality):
     """A learned vector added to every unit after the norm, which says that it is of a text (the
     modality type of single-stream models)."""
     looks_at: str = ""
-    """Stream of regions that is seen on the text's own units (early fusion); empty for none."""
-    sees: Literal["whole", "referred"] = "whole"
+    """Stream that is seen on the text's own units, where a view shows both; empty for none. It is
+    one of regions (early fusion), or with ``sees: words`` another text."""
+    sees: Literal["whole", "referred", "words"] = "whole"
     """What is seen of it. ``whole``: the mean of its visible regions on every unit, through a norm
     that starts with a gain of 0 (VL-BERT, section 3.2); a learned vector where there is no image.
     ``referred``: on units of words that refer to a region, that region; on the first unit the whole
-    image, where the regions have one; added after the norm (B2T2, section 3.2)."""
+    image, where the regions have one; added after the norm (B2T2, section 3.2). ``words``: in place
+    of a unit's own piece what attention finds for it among the other text's pieces
+    (:class:`~crossloom.modalities.recovery.Recovery`)."""
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -196,10 +198,16 @@ class Text(Modality):
                 told = int(numbers[-1]) + 1
                 sentence.append(np.concatenate([[-1] * len(head), numbers, [-1] * len(tail)]))
             if self._refers:
-                named = _refers(vocab.spans(passage.text)[: len(part)], passage.refers)
+                named = _numbered(vocab.spans(passage.text)[: len(part)], passage.refers)
                 refers.append(np.concatenate([[-1] * len(head), named, [-1] * len(tail)]))
             if self.languages:
-                language.append(np.full(size, self._language(passage.language)))
+                codes = np.full(size, self._language(passage.language))
+                if passage.switched:
+                    parts = [(a, b, self._language(code)) for a, b, code in passage.switched]
+                    inner = codes[len(head) : len(head) + len(part)]
+                    other = _numbered(vocab.spans(passage.text)[: len(part)], parts)
+                    inner[other >= 0] = other[other >= 0]
+                language.append(codes)
         token = np.concatenate(ids).astype(np.int64)
         content: dict[str, Array] = {"token": token}
         if self.languages:
@@ -335,10 +343,10 @@ def _passages(sample: Sample, field: str) -> tuple[Passage, ...]:
 
 def _sentences(pieces: Sequence[str], starts: Array) -> Array:
     """Number of the sentence that each piece belongs to, ``[n]``, from 0."""
-    ends = [p.rstrip(_CLOSING).endswith(_STOPS) for p in pieces]
+    ends = [p.rstrip(CLOSING).endswith(STOPS) for p in pieces]
     # quotes that are pieces of their own belong to the sentence they close
     for n in range(1, len(pieces)):
-        ends[n] = ends[n] or (ends[n - 1] and not starts[n] and not pieces[n].strip(_CLOSING))
+        ends[n] = ends[n] or (ends[n - 1] and not starts[n] and not pieces[n].strip(CLOSING))
     return np.cumsum(np.append([False], np.array(ends[:-1], bool) & starts[1:]))
 
 
@@ -372,12 +380,15 @@ def fill(units: Units, limit: int, pad: int) -> Units:
     )
 
 
-def _refers(spans: Array, refers: tuple[tuple[int, int, int], ...]) -> Array:
-    """The region that each piece refers to, ``[n]``, -1 for none; of several, the last named."""
-    region = np.full(len(spans), -1, np.int64)
-    for first, last, number in refers:
-        region[(spans[:, 0] < last) & (spans[:, 1] > first)] = number
-    return region
+def _numbered(spans: Array, parts: Sequence[tuple[int, int, int]]) -> Array:
+    """The number of the part that each piece lies in, ``[n]``, -1 for none; of several, the last.
+
+    A part is its first character, the one past its last, and its number.
+    """
+    found = np.full(len(spans), -1, np.int64)
+    for first, last, number in parts:
+        found[(spans[:, 0] < last) & (spans[:, 1] > first)] = number
+    return found
 
 
 def _cut(parts: list[Array], room: int) -> list[Array]:
@@ -434,19 +445,20 @@ class TextEmbedder(Embedder):
         #: seen where there is no image, and the norm of what is seen
         self.absent: nn.Parameter | None = None
         self.sight_norm: nn.LayerNorm | None = None
+        self.recovery = Recovery(width) if looks_at and sees == "words" else None
         if looks_at and sees == "whole":
             self.absent = nn.Parameter(torch.empty(width).normal_(std=0.02))
             self.sight_norm = nn.LayerNorm(width)
             nn.init.zeros_(self.sight_norm.weight)
 
     def borrow(self, embedders: Mapping[str, Embedder]) -> None:
-        """Take the pieces of the text they are lent by, and see images as their embedder does.
+        """Take the pieces of the text they are lent by, and see others as their embedder does.
 
         Where there is no stream that is looked at, nothing is seen.
 
         Raises:
-            ValueError: the stream to be seen is not one of regions, or the lender is no text with
-                a table of its own of as many pieces.
+            ValueError: the stream to be seen is not one of regions (of text, for its words), or the
+                lender is no text with a table of its own of as many pieces.
         """
         for stream in self.lenders:
             lender = embedders.get(stream)
@@ -460,19 +472,19 @@ class TextEmbedder(Embedder):
             self.__dict__["token"] = lender.token  # type: ignore[union-attr]
         for stream in self.looks_at:
             other = embedders.get(stream)
-            if other is not None and not hasattr(other, "projected"):
-                raise ValueError(f"looks_at: {stream!r} has no regions to be seen")
+            part, name = ("pieces", "words") if self.recovery else ("projected", "regions")
+            if other is not None and not hasattr(other, part):
+                raise ValueError(f"looks_at: {stream!r} has no {name} to be seen")
             # in a tuple, so that the other embedder's parts do not become this one's
             self._sight = (other,) if other is not None else ()
 
     def forward(self, stream: Stream, others: Mapping[str, Stream] | None = None) -> Tensor:
         """``[N, width]``; ``others``: the streams that are looked at."""
-        image = next((x for x in (others or {}).values()), None)
-        token = torch.where(stream.hidden, self.mask, stream.content["token"])
-        x = self.token(token)
-        x = (x * self.scale if self.scale != 1 else x) + self.position(
-            stream.position + self.offset
-        )
+        other = next((x for x in (others or {}).values()), None)
+        x = self.pieces(stream)
+        if self.recovery is not None and other is not None:
+            x = self.recovery(x, self._sight[0].pieces(other), stream, other)
+        x = x + self.position(stream.position + self.offset)
         if self.language is not None:
             x = x + self.language(stream.content["language"])
         if self.segment is not None:
@@ -480,13 +492,16 @@ class TextEmbedder(Embedder):
         if self.constant is not None:
             x = x + self.constant
         if self.sight_norm is not None:
-            x = x + self.sight_norm(self._whole(stream, image))
+            x = x + self.sight_norm(self._whole(stream, other))
         x = self.dropout(self.norm(x))
         if self.mark is not None:
             x = x + self.mark
-        if image is None or self.sees == "whole":
-            return x
-        return x + self._referred(stream, image)
+        return x + self._referred(stream, other) if other and self.sees == "referred" else x
+
+    def pieces(self, stream: Stream) -> Tensor:
+        """The vectors of a text's pieces alone, ``[N, width]``; of ``<mask>`` where hidden."""
+        x: Tensor = self.token(torch.where(stream.hidden, self.mask, stream.content["token"]))
+        return x * self.scale if self.scale != 1 else x
 
     def _whole(self, stream: Stream, image: Stream | None) -> Tensor:
         """What each unit sees of its example's image, ``[N, width]``."""

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import hashlib
 import string
-import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -33,11 +32,10 @@ from typing import Any, Literal
 import numpy as np
 
 from crossloom.modalities.byte_pairs import BytePairs
+from crossloom.modalities.scripts import unspaced
 from crossloom.modalities.wordpiece import WordPiece
 from crossloom.units import Array
 
-#: Scripts written without spaces: there every piece counts as a word of its own.
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 #: Layouts without a mask: nothing of theirs can be hidden.
@@ -166,10 +164,8 @@ class Vocabulary:
 
 
 def _starts_word(piece: str) -> bool:
-    if piece.startswith("▁"):
-        return True
-    first = unicodedata.name(piece[0], "") if piece else ""
-    return first.startswith(_UNSPACED)
+    # of a script without spaces, every piece counts as a word of its own
+    return piece.startswith("▁") or (bool(piece) and unspaced(piece[0]))
 
 
 @lru_cache(maxsize=8)

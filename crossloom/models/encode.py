@@ -47,6 +47,7 @@ def _embed(embedder: nn.Module, name: str, view: ViewBatch) -> Tensor:
     assert isinstance(embedder, Embedder)
     if not embedder.looks_at:
         return embedder(stream)
-    # what may not be read in this view may not be looked at either
-    others = {n: view.streams[n] for n in view.readable(name, embedder.looks_at)}
+    # what may not be read in this view may not be looked at either; a tied stream not at itself
+    readable = view.readable(name, embedder.looks_at)
+    others = {n: view.streams[n] for n in readable if n != name}
     return embedder(stream, others)

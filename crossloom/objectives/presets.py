@@ -430,3 +430,34 @@ def _aside(name: str, source: str, target: str, others: tuple[str, ...], **corru
         reads=dict.fromkeys(known, known),
         **corrupted,
     )
+
+
+def clm(stream: str = "text") -> Generate:
+    """Causal language modelling (XLM, section 3.2): each word from those before it, text alone."""
+    return Generate(view=View(name="clm", streams=(stream,), causal=(stream,)), stream=stream)
+
+
+def clmlm(stream: str = "text", *, hide: Hide = BERT) -> Reconstruct:
+    """Cross-lingual MLM (Unicoder, section 3): MLM over documents whose sentences take turns.
+
+    Reader :class:`~crossloom.data_pipelines.passages.Alternating`.
+    """
+    return mlm((stream,), stream=stream, hide=hide, name="clmlm")
+
+
+def alm(stream: str = "text", *, hide: Hide = BERT) -> Reconstruct:
+    """Alternating language modelling (ALM, Yang et al. 2020): MLM over code-switched sentences.
+
+    Reader :class:`~crossloom.data_pipelines.passages.Switched`.
+    """
+    return mlm((stream,), stream=stream, hide=hide, name="alm")
+
+
+def clwr(pair: tuple[str, str] = ("text", "second")) -> Reconstruct:
+    """Cross-lingual word recovery (Unicoder, section 3): each word, seen as its translation's.
+
+    The first stream looks at the second, tied to it, with ``sees: words``: its own words are shown
+    nowhere, and all of them are predicted. The plan's layers have the first alone.
+    """
+    view = View(name="clwr", streams=pair)
+    return Reconstruct(view=view, stream=pair[0], target="token", everywhere=True)

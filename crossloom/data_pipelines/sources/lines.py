@@ -103,6 +103,7 @@ def write_parallel(
     names: Mapping[str, str],
     label: str | None = None,
     *,
+    links: Mapping[str, list[str]] | None = None,
     numbered: bool = False,
 ) -> None:
     """Write one sentence in several languages, or count why not.
@@ -114,6 +115,7 @@ def write_parallel(
         texts: by language; None where the line was not text (counted already).
         names: where each text stands, for the report.
         label: the sample's id, its split and key by default.
+        links: the sample's ``alignments``, if there are any.
         numbered: see :meth:`ShardSet.write`.
     """
     found = {}
@@ -126,4 +128,5 @@ def write_parallel(
         to.skip("sentence in fewer than two languages", f"{split}/{key}")
         return
     content = {"id": label or f"{split}/{key}", "parallel": True, "texts": found}
+    content |= {"alignments": links} if links else {}
     to.write(split, key, content, numbered=numbered)

@@ -6,17 +6,21 @@ of a zip, as OPUS ships them; the input is a folder of such files and zips, or o
 
     Books.de-en.de          Der Hund wartet.
     Books.de-en.en          The dog is waiting.
+    Books.de-en.align       0-0 1-1 2-2 3-3     (alignments, if you have made them)
     de-en.txt.zip           holds Books.de-en.de, Books.de-en.en, Books.de-en.xml, README, LICENSE
     europarl-v7.fr-en.fr.gz  europarl-v7.fr-en.en.gz
 
-Each line becomes a sample of parallel text. Regions are left out of the languages' codes
-(``pt_BR`` is ``pt``), but for Chinese (``zh_TW`` is ``zh-hant``).
+Each line becomes a sample of parallel text. What an aligner (fast_align, eflomal, awesome-align)
+made of a pair's lines may lie beside them, as ``<name>.<a>-<b>.align``; its numbers count words
+parted by spaces, so give it, and this source, the same lines. Regions are left out of the
+languages' codes (``pt_BR`` is ``pt``), but for Chinese (``zh_TW`` is ``zh-hant``).
 
 Everything is ``train`` unless ``test`` or ``dev`` are set: shares of the sentences, chosen by a
 hash of the English one (of the second language's, in pairs without English), so that a sentence
 which several pairs or corpora share is in the same split in all of them.
 
-Skipped, and counted: sentences that are empty or not UTF-8 on one side. Two files of unequal
+Skipped, and counted: sentences that are empty or not UTF-8 on one side; alignments that count words
+which are not there. Two files of unequal
 length, a file without its partner, and a pair that two zips hold are errors.
 
 Files are read twice, first to compare their numbers of lines, and never held.

@@ -352,7 +352,7 @@ def samples_of(folder: Path) -> list[tuple[str, Shard]]:
         SourceError: there are none, or they cannot be read.
     """
     if not find_shards(folder):
-        raise SourceError(f"{folder}: no shards in it; regions are added to another source's")
+        raise SourceError(f"{folder}: no shards in it; give those that another source made")
     try:
         shards = open_shards(str(folder))
     except ShardError as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from crossloom.data_pipelines.alignment import Span, linked, write_links
 from crossloom.data_pipelines.world.language import Language, Thing
 from crossloom.data_pipelines.world.languages import LANGUAGES
 from crossloom.data_pipelines.world.scene import (
@@ -30,12 +32,51 @@ def everywhere(say: Say) -> dict[str, str]:
     return {code: say(language) for code, language in LANGUAGES.items()}
 
 
+def alignments(says: Sequence[Say]) -> dict[str, list[str]]:
+    """Which words of sentences translate which, of English and each other language (``en-de``).
+
+    All words of a phrase that names a thing are linked with all of its translation's.
+    """
+    found: dict[str, list[str]] = {f"en-{code}": [] for code in LANGUAGES if code != "en"}
+    for say in says:
+        named = {code: _named(say, language) for code, language in LANGUAGES.items()}
+        text, spans = named["en"]
+        for code, (other, others) in named.items():
+            if code != "en":
+                both = [shape for shape in spans if shape in others]
+                sides = ([spans[s] for s in both], [others[s] for s in both])
+                found[f"en-{code}"].append(write_links(linked((text, other), sides)))
+    return found
+
+
+def _named(say: Say, language: Language) -> tuple[str, dict[str, Span]]:
+    """A sentence, and where it names the thing of each shape; contracted phrases are left out."""
+    phrases: dict[str, str] = {}
+
+    def phrase(thing: Thing, form: str) -> str:
+        said = language.phrase(thing, form)
+        # a verb that agrees with a thing is a shorter phrase of it
+        phrases[thing.shape] = max(phrases.get(thing.shape, ""), said, key=len)
+        return said
+
+    text = say(replace(language, phrase=phrase))
+    spans = {}
+    for shape, said in phrases.items():
+        begins = (text.find(form) for form in (said, language.finish(said)))
+        if (begin := next((at for at in begins if at >= 0), -1)) >= 0:
+            spans[shape] = (begin, begin + len(said))
+    return text, spans
+
+
 def _thing(thing: Object, sized: bool = False) -> Thing:
     return Thing(thing.shape, thing.colour, thing.size if sized else "")
 
 
 def describe(scene: Scene, seed: int) -> dict[str, Any]:
-    """The ``json`` of a sample: texts, statements, questions, pairs, references and the scene."""
+    """The ``json`` of a sample: texts, alignments, statements, questions, pairs, references, scene.
+
+    Alignments are of the texts' phrases that name things, in English and each other language.
+    """
     rng = keyed_rng("world", seed, scene.key, "text")
     order = [scene.objects[int(n)] for n in rng.permutation(len(scene.objects))]
     premises = _premises(order, rng)
@@ -43,6 +84,7 @@ def describe(scene: Scene, seed: int) -> dict[str, Any]:
     return {
         "id": scene.key,
         "texts": _by_language(said),
+        "alignments": alignments([say for _, say in premises]),
         "statements": _by_language([everywhere(say) for say in _statements(scene, rng)]),
         "questions": _questions(scene, rng),
         "pairs": _pairs(premises, said, rng),

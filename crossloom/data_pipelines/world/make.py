@@ -19,8 +19,8 @@ from crossloom.data_pipelines.world.speech import spoken, word_times
 from crossloom.data_pipelines.write import Member, ShardWriter
 from crossloom.units import keyed_rng
 
-#: Of what samples hold. 2: expressions that refer to objects (``refers``).
-VERSION = 2
+#: Of what samples hold. 2: expressions that refer to objects (``refers``). 3: ``alignments``.
+VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from written_out import (
     transform,
 )
 
+from crossloom.data_pipelines.source import visit
 from crossloom.training.overview import parameters
 from crossloom.training.recipe import load_recipe
 from crossloom.units import keyed_rng
@@ -105,7 +106,8 @@ def test_words_show_the_regions_that_they_name(world):
     pieces, found = stack.collator.modalities["text"].vocab.pieces, 0
     source = stack.parts["captions"].source
     for place in source.places()[:30]:
-        sample, _ = source._read(place, 0)
+        shard, number, item = source.locate(place)
+        sample, _ = visit(source.reader, shard.read(number), item, keyed_rng(0))
         with np.load(io.BytesIO(sample["regions.npz"])) as arrays:
             label = arrays["probabilities"][:, 1:].argmax(1) + 1
         units = stack.collator.modalities["text"].decode(sample, keyed_rng(0))

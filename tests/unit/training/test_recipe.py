@@ -148,6 +148,9 @@ def test_schedules_by_hand():
     assert cosine.factor(50, 100) == pytest.approx(0.55)
     assert cosine.factor(100, 100) == pytest.approx(0.1)
     assert Schedule(shape="constant", warmup=0.5).factor(99, 100) == 1
+    # XLM's adam_inverse_sqrt: rate * sqrt(warm-up / updates done)
+    root = Schedule(shape="inverse_sqrt", warmup=400, floor=0.1)
+    assert [root.factor(n, 10**6) for n in (400, 1600, 10_000, 10**5)] == [1, 0.5, 0.2, 0.1]
 
 
 def test_decay_spares_vectors_and_factors_scale_or_freeze(world):

@@ -1,0 +1,84 @@
+"""Unicoder: XLM, and three more tasks on translations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from crossloom.data_pipelines.passages import Alternating
+from crossloom.data_pipelines.read import Parallel, Reader
+from crossloom.models.plan import Plan
+from crossloom.objectives.presets import clmlm, clwr, mmlm, same_passages, tlm
+from crossloom.recipes.parts import TEXT, tiny_plan, train
+from crossloom.recipes.world import tiny
+from crossloom.recipes.xlm import LANGUAGES, streams, xlm_adam, xlm_plan, xlm_text
+from crossloom.training.recipe import Component, Recipe
+from crossloom.training.schedule import Schedule
+
+SECOND = "second"
+
+
+def unicoder() -> Recipe:
+    """Unicoder (Huang et al. 2019): XLM's tasks, words recovered, paraphrases, mixed documents.
+
+    Followed: arXiv 1909.00964, section 3; its code for pre-training was not released. Each step is
+    of one of five tasks, all as often: MLM and TLM as in :func:`~crossloom.recipes.xlm.xlm`;
+    cross-lingual word recovery, where the encoder is given for each word of a sentence what
+    attention finds among the words of its translation, and all words are predicted; paraphrase
+    classification of two joined sentences, half of them no translations; MLM over documents whose
+    sentences take turns in two languages. Starts from XLM's weights (``start``); 1,024 examples a
+    step at a rate of 1e-5.
+
+    Otherwise than there: sentences that do not belong together are drawn from the batch, in the
+    language of the translation, where the paper trains a light model first to find similar ones;
+    the parts of W that a softmax over the translation takes out (1,024 numbers) are left out;
+    documents are as long as samples of parallel text have sentences, and joined. Positions and
+    languages of a recovered sentence are its own; the paper does not tell.
+
+    250.9 M parameters: XLM's published 249.5 M, four further biases of 95,000, W, and the
+    classifier with its layer (1,052,674).
+    """
+    pairs = Parallel(languages=LANGUAGES)
+    text = xlm_text(limit=256)
+    text = replace(text, looks_at=SECOND, sees="words")
+
+    def component(reader: Reader, objective: str) -> Component:
+        return Component(shards=train("opus"), reader=reader, objectives=(objective,))
+
+    return Recipe(
+        name="unicoder",
+        data="shards",
+        modalities={TEXT: text, SECOND: replace(text, field=SECOND)},
+        tied={SECOND: TEXT},
+        plan=_beside(xlm_plan()),
+        objectives={
+            "mmlm": replace(mmlm(), transform=False),
+            "tlm": replace(tlm(), transform=False),
+            "clwr": replace(clwr(), transform=False),
+            "same": same_passages(),
+            "clmlm": replace(clmlm(), transform=False),
+        },
+        mixture={
+            "streams": streams("mmlm"),
+            "pairs": component(pairs, "tlm"),
+            "recovery": component(replace(pairs, apart=True), "clwr"),
+            "paraphrases": component(replace(pairs, mismatch=0.5), "same"),
+            "documents": component(Alternating(languages=LANGUAGES), "clmlm"),
+        },
+        steps=100_000,
+        examples=32,
+        micro=32,
+        alike=True,
+        optim=xlm_adam(1e-5),
+        schedule=Schedule(shape="constant", warmup=0),
+        precision="bf16",
+    )
+
+
+def unicoder_tiny() -> Recipe:
+    """Unicoder over the world: its five tasks on captions in ten languages, 3 layers of 128."""
+    return tiny(unicoder(), _beside(tiny_plan((TEXT,))))
+
+
+def _beside(plan: Plan) -> Plan:
+    """The plan of a text, and a translation that no layer reads: the embedding of words does."""
+    return replace(plan, widths={**plan.widths, SECOND: plan.widths[TEXT]})
