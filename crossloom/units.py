@@ -54,6 +54,9 @@ class Passage:
     refers: tuple[tuple[int, int, int], ...] = ()
     """(first character, one past the last, region): words that refer to a region of the image, by
     its number in the sample."""
+    bound: tuple[tuple[int, int, int], ...] = ()
+    """(first character, one past the last, number): words of one number, in this passage or in
+    another of the text, share a fate: a word and its translation (UC2's co-masking)."""
 
 
 @dataclass(frozen=True, kw_only=True)

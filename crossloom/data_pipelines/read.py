@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from crossloom.data_pipelines.dictionary import Switch, bind
 from crossloom.data_pipelines.layouts import adapt
 from crossloom.data_pipelines.links import Links, picture_size
 from crossloom.data_pipelines.shards import Entry
@@ -153,6 +154,12 @@ class Texts(Reader):
     copies: tuple[str, ...] = ()
     """Further members that hold the same passage, for streams of their own: what an encoder shows
     corrupted, a decoder says clean."""
+    switch: Switch | None = None
+    """Words give way to translations of a dictionary (code-switching)."""
+
+    def __post_init__(self) -> None:
+        if self.switch and self.links:
+            raise ValueError("texts: links would not find switched words; leave one of them out")
 
     def items(self, entry: Entry) -> int:
         """One, or as many as there are texts."""
@@ -198,6 +205,8 @@ class Texts(Reader):
         passage = Passage(language, _text(text, f"{self.of}.{language}"))
         if self.links:
             passage = self.links.named(passage, members, content)
+        if self.switch:
+            passage = self.switch(passage, rng)
         tags = self.tags.read(members, content) if self.tags else {}
         given = dict.fromkeys(("text", *self.copies), (passage,))
         labels = {
@@ -282,10 +291,17 @@ class Parallel(Reader):
     mismatch: float = 0.0
     """Share of examples, 0..1, whose second passage is that of another sample of the micro-batch:
     for next-sentence prediction and translation-pair classification (objective ``match``)."""
+    pivot: str = ""
+    """Language that one of two translations must be in; empty for any."""
+    dictionary: str = ""
+    """File, relative to the recipe's ``data`` unless absolute, of a dictionary: a word and its
+    translation share a fate where units are hidden by group."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mismatch <= 1:
             raise ValueError(f"mismatch must lie in 0..1, not {self.mismatch}")
+        if self.mismatch and self.dictionary:
+            raise ValueError("mismatched passages are no translations: leave out the dictionary")
         if self.mismatch and self.apart:
             raise ValueError("passages apart are mismatched by the view: leave mismatch at 0")
 
@@ -305,10 +321,22 @@ class Parallel(Reader):
             return {**members, **self._given(*self._two(content, found, rng))}, {}
         if len(found) < 2:
             raise BadSample("missing language", f"only {found[0]} of a parallel text is there")
-        first, second = (found[i] for i in rng.choice(len(found), 2, replace=False))
+        first, second = self._drawn(found, rng)
         number = int(rng.integers(min(len(texts[first]), len(texts[second]))))
-        passages = (Passage(x, _text(texts[x][number], f"{self.of}.{x}")) for x in (first, second))
-        return {**members, **self._given(*passages)}, {}
+        one, two = (Passage(x, _text(texts[x][number], f"{self.of}.{x}")) for x in (first, second))
+        if self.dictionary:
+            one, two = bind(one, two, self.dictionary)
+        return {**members, **self._given(one, two)}, {}
+
+    def _drawn(self, found: list[str], rng: np.random.Generator) -> list[str]:
+        """Two of the languages, in random order."""
+        pair = [found[i] for i in rng.choice(len(found), 2, replace=False)]
+        if not self.pivot or self.pivot in pair:
+            return pair
+        if self.pivot not in found:
+            raise BadSample("missing language", f"json {self.of!r} has no text in {self.pivot}")
+        pair[int(rng.integers(2))] = self.pivot
+        return pair
 
     def _given(self, first: Passage, second: Passage) -> dict[str, tuple[Passage, ...]]:
         return {"text": (first,), "second": (second,)} if self.apart else {"text": (first, second)}

@@ -170,8 +170,12 @@ class Vocabulary:
 def _starts_word(piece: str) -> bool:
     if piece.startswith("▁"):
         return True
-    first = unicodedata.name(piece[0], "") if piece else ""
-    return first.startswith(_UNSPACED)
+    return bool(piece) and unspaced(piece[0])
+
+
+def unspaced(letter: str) -> bool:
+    """Whether a letter is of a script that is written without spaces between words."""
+    return unicodedata.name(letter, "").startswith(_UNSPACED)
 
 
 @lru_cache(maxsize=8)
@@ -313,6 +317,7 @@ class Text(Modality):
         position: list[Array] = []
         language: list[Array] = []
         refers: list[Array] = []
+        bound: list[Array] = []
         sentence: list[Array] = []
         groups = told = 0
         for number, (passage, part) in enumerate(zip(passages, pieces, strict=True)):
@@ -334,8 +339,11 @@ class Text(Modality):
                 told = int(numbers[-1]) + 1
                 sentence.append(np.concatenate([[-1] * len(head), numbers, [-1] * len(tail)]))
             if self._refers:
-                named = _refers(vocab.spans(passage.text)[: len(part)], passage.refers)
+                named = _marked(vocab.spans(passage.text)[: len(part)], passage.refers)
                 refers.append(np.concatenate([[-1] * len(head), named, [-1] * len(tail)]))
+            if any(p.bound for p in passages):
+                numbered = _marked(vocab.spans(passage.text)[: len(part)], passage.bound)
+                bound.append(np.concatenate([[-1] * len(head), numbered, [-1] * len(tail)]))
             if self.languages:
                 language.append(np.full(size, self._language(passage.language)))
         token = np.concatenate(ids).astype(np.int64)
@@ -354,7 +362,7 @@ class Text(Modality):
             targets=targets,
             position=np.concatenate(position).astype(np.int64),
             maskable=np.concatenate(inside),
-            group=np.concatenate(group).astype(np.int64),
+            group=bind(np.concatenate(group), np.concatenate(bound) if bound else None),
         )
         return fill(units, self.limit, vocab.pad) if self.filled else units
 
@@ -498,12 +506,26 @@ def fill(units: Units, limit: int, pad: int) -> Units:
     )
 
 
-def _refers(spans: Array, refers: tuple[tuple[int, int, int], ...]) -> Array:
-    """The region that each piece refers to, ``[n]``, -1 for none; of several, the last named."""
-    region = np.full(len(spans), -1, np.int64)
-    for first, last, number in refers:
-        region[(spans[:, 0] < last) & (spans[:, 1] > first)] = number
-    return region
+def _marked(spans: Array, marks: tuple[tuple[int, int, int], ...]) -> Array:
+    """The number that each piece is marked with, ``[n]``, -1 for none; of several, the last."""
+    found = np.full(len(spans), -1, np.int64)
+    for first, last, number in marks:
+        found[(spans[:, 0] < last) & (spans[:, 1] > first)] = number
+    return found
+
+
+def bind(group: Array, bound: Array | None) -> Array:
+    """Groups ``[N]`` int64 in which those of units bound by one number are one.
+
+    Args:
+        group: ``[N]``, words.
+        bound: ``[N]``, -1 where a unit is bound to nothing; None where none is.
+    """
+    group = group.astype(np.int64)
+    for number in np.unique(bound[bound >= 0]) if bound is not None else ():
+        words = np.unique(group[bound == number])
+        group[np.isin(group, words)] = words[0]
+    return group
 
 
 def _cut(parts: list[Array], room: int) -> list[Array]:

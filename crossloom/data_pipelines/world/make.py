@@ -16,6 +16,7 @@ from crossloom.data_pipelines.world.describe import ANSWERS, describe
 from crossloom.data_pipelines.world.languages import LANGUAGES
 from crossloom.data_pipelines.world.scene import CLASS_NAMES, SPLITS, draw, make_scene, regions
 from crossloom.data_pipelines.world.speech import spoken, word_times
+from crossloom.data_pipelines.world.words import class_table, dictionary
 from crossloom.data_pipelines.write import Member, ShardWriter
 from crossloom.units import keyed_rng
 
@@ -126,6 +127,8 @@ def write_world(
         shutil.rmtree(staging, ignore_errors=True)
     (out / "answers.txt").write_text("\n".join(ANSWERS) + "\n", "utf-8")
     (out / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n", "utf-8")
+    (out / "classes.tsv").write_text(class_table(), "utf-8")
+    (out / "dictionary.tsv").write_text(dictionary(), "utf-8")
     known.write_text(json.dumps(settings))
     return WorldReport(scenes, voices, films)
 
