@@ -24,6 +24,7 @@ from crossloom.data_pipelines.stretches import Length, stretches
 from crossloom.data_pipelines.summary import Listed, one
 from crossloom.data_pipelines.tags import Tags
 from crossloom.data_pipelines.tars import UNREAD
+from crossloom.data_pipelines.vectors import read_vector
 from crossloom.units import BadSample, Passage, Sample
 
 Labels = Mapping[str, Any]
@@ -156,6 +157,9 @@ class Texts(Reader):
     corrupted, a decoder says clean."""
     switch: Switch | None = None
     """Words give way to translations of a dictionary (code-switching)."""
+    vectors: str = ""
+    """Member (``npy``, ``[T, D]``) with a vector for each text, the n-th for the n-th text of any
+    language: what a teacher makes of the sentence. Label ``vector``."""
 
     def __post_init__(self) -> None:
         if self.switch and self.links:
@@ -183,7 +187,7 @@ class Texts(Reader):
         """``text`` is one passage.
 
         Labels: ``language``, ``text``, ``references`` (all texts in that language), ``id`` (the
-        json's).
+        json's), ``vector`` (float32 ``[D]``) where there are ``vectors``.
         """
         content = sample_json(members)
         texts = _field(content, self.of)
@@ -193,16 +197,16 @@ class Texts(Reader):
         found = _choose(texts, self.languages, self.of)
         if self.all_texts:
             ordered = texts if not self.languages else {x: texts[x] for x in texts if x in found}
-            flat = [(x, t) for x in ordered for t in ordered[x]]
-            language, text = flat[item]
+            flat = [(x, n) for x in ordered for n in range(len(ordered[x]))]
+            language, number = flat[item]
         else:
             share = None
             if self.weights:
                 share = np.array([self.weights.get(x, 0.0) for x in found])
                 share = share / share.sum() if share.sum() > 0 else None
             language = found[int(rng.choice(len(found), p=share))]
-            text = texts[language][int(rng.integers(len(texts[language])))]
-        passage = Passage(language, _text(text, f"{self.of}.{language}"))
+            number = int(rng.integers(len(texts[language])))
+        passage = Passage(language, _text(texts[language][number], f"{self.of}.{language}"))
         if self.links:
             passage = self.links.named(passage, members, content)
         if self.switch:
@@ -215,6 +219,8 @@ class Texts(Reader):
             "references": texts[language],
             "id": str(content.get("id", "")),
         }
+        if self.vectors:
+            labels["vector"] = read_vector(members, self.vectors, number)
         return {**members, **given, **tags}, labels
 
 
@@ -360,12 +366,32 @@ class Parallel(Reader):
         )
 
 
+def _check_listed(reader: Questions | Pairs) -> None:
+    if reader.all_languages and not reader.languages:
+        raise ValueError(f"{reader.kind}: all_languages needs the languages to be listed")
+
+
+def _times(reader: Questions | Pairs, count: int) -> int:
+    return count * (len(reader.languages) if reader.all_languages else 1)
+
+
+def _asked(reader: Questions | Pairs, item: int) -> tuple[int, tuple[str, ...]]:
+    """Which question or pair an item is, and in which languages."""
+    if not reader.all_languages:
+        return item, reader.languages
+    item, number = divmod(item, len(reader.languages))
+    return item, (reader.languages[number],)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Questions(Reader):
     """Each question on the sample is an example; a language is drawn when several are given."""
 
     kind: ClassVar[str] = "questions"
     languages: tuple[str, ...] = ()
+    all_languages: bool = False
+    """Every language of a question is an example of its own (evaluation); ``languages`` must be
+    set."""
     unanswered: bool = False
     """Read questions without answers too: of tests whose answers are kept back."""
     tags: Tags | None = None
@@ -379,22 +405,24 @@ class Questions(Reader):
     def __post_init__(self) -> None:
         if self.tags and self.answer == "tags":
             raise ValueError("questions: tags and answer would be one text; leave one of them out")
+        _check_listed(self)
 
     def items(self, entry: Entry) -> int:
-        """The number of questions."""
-        return entry.items.get("questions", 0)
+        """The number of questions (times languages)."""
+        return _times(self, entry.items.get("questions", 0))
 
     def total(self, listed: Listed) -> int | None:
-        """The number of questions."""
-        return listed.items.get("questions", 0)
+        """The number of questions (times languages)."""
+        return _times(self, listed.items.get("questions", 0))
 
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is the question; labels ``answers`` (scores by answer), ``kind``, ``id``."""
         content = sample_json(members)
+        item, wanted = _asked(self, item)
         question = _field(content, "questions")[item]
-        found = _choose(_field(question, "text"), self.languages, "questions.text")
+        found = _choose(_field(question, "text"), wanted, "questions.text")
         language = found[int(rng.integers(len(found)))]
         passage = Passage(language, _text(question["text"][language], "questions.text"))
         if self.links:
@@ -429,32 +457,23 @@ class Pairs(Reader):
     """Every language of a pair is an example of its own (evaluation); ``languages`` must be set."""
 
     def __post_init__(self) -> None:
-        if self.all_languages and not self.languages:
-            raise ValueError("pairs: all_languages needs the languages to be listed")
+        _check_listed(self)
 
     def items(self, entry: Entry) -> int:
         """The number of pairs (times languages)."""
-        return self._pairs(entry.items)
+        return _times(self, entry.items.get("pairs", 0))
 
     def total(self, listed: Listed) -> int | None:
         """The number of pairs (times languages)."""
-        return self._pairs(listed.items)
-
-    def _pairs(self, items: Mapping[str, int]) -> int:
-        return items.get("pairs", 0) * (len(self.languages) if self.all_languages else 1)
+        return _times(self, listed.items.get("pairs", 0))
 
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is premise (if any) and hypothesis; labels ``label``, ``language``, ``id``."""
         pairs = _field(sample_json(members), "pairs")
-        if self.all_languages:
-            item, number = divmod(item, len(self.languages))
-            found = [self.languages[number]]
-            if found[0] not in _field(pairs[item], "hypothesis"):
-                raise BadSample("missing language", f"pair {item} is not given in {found[0]}")
-        else:
-            found = _choose(_field(pairs[item], "hypothesis"), self.languages, "pairs.hypothesis")
+        item, wanted = _asked(self, item)
+        found = _choose(_field(pairs[item], "hypothesis"), wanted, "pairs.hypothesis")
         language = found[int(rng.integers(len(found)))]
         sides = ("premise", "hypothesis") if "premise" in pairs[item] else ("hypothesis",)
         passages = tuple(

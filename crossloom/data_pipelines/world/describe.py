@@ -37,8 +37,7 @@ def _thing(thing: Object, sized: bool = False) -> Thing:
 def describe(scene: Scene, seed: int) -> dict[str, Any]:
     """The ``json`` of a sample: texts, statements, questions, pairs, references and the scene."""
     rng = keyed_rng("world", seed, scene.key, "text")
-    order = [scene.objects[int(n)] for n in rng.permutation(len(scene.objects))]
-    premises = _premises(order, rng)
+    premises = _premises(_shuffled(scene, rng), rng)
     said = [everywhere(say) for _, say in premises]
     return {
         "id": scene.key,
@@ -52,6 +51,16 @@ def describe(scene: Scene, seed: int) -> dict[str, Any]:
             for o in scene.objects
         ],
     }
+
+
+def named(scene: Scene, seed: int) -> list[tuple[Object, ...]]:
+    """The objects that each caption of :func:`describe` names."""
+    rng = keyed_rng("world", seed, scene.key, "text")
+    return [objects for objects, _ in _premises(_shuffled(scene, rng), rng)]
+
+
+def _shuffled(scene: Scene, rng: np.random.Generator) -> list[Object]:
+    return [scene.objects[int(n)] for n in rng.permutation(len(scene.objects))]
 
 
 def _by_language(said: Sequence[dict[str, str]]) -> dict[str, list[str]]:
