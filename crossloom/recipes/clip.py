@@ -136,7 +136,7 @@ def multilingual_clip_distilled() -> Recipe:
     at 1e-5 without decay, 1,000 steps of warm-up, batches of 256; the released weights' name tells
     135 epochs of 1,000 steps. Begins from XLM-R large (``start``).
 
-    560.4 M parameters: XLM-R large without its pooler (558.8 M), and 0.5 M that project.
+    559.4 M parameters: XLM-R large without its pooler (558.8 M), and 0.5 M that project.
     """
     view = View(name="taught", streams=(TEXT,))
     return Recipe(
