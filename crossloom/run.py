@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crossloom.data_pipelines.collate import Example
+from crossloom.evaluation.features import features
 from crossloom.evaluation.predict import evaluation_collator
 from crossloom.evaluation.say import Sentence, opening, said_by, say
 from crossloom.models.generation import Search
@@ -51,6 +52,20 @@ class Loaded:
         batch = collator.show(view, examples)
         encoded = self.model.encode(batch.to(next(self.model.parameters()).device))
         return {s: encoded.mean(s).float().cpu() for s in streams}
+
+    def features(self, objective: str, stream: str, values: Sequence[Any]) -> Tensor:
+        """Vectors ``[E, dim]`` of one stream, as an objective contrasts or regresses them.
+
+        Args:
+            objective: one that does.
+            stream: one of its streams.
+            values: one for each example, as for :meth:`encode`.
+
+        Raises:
+            ValueError: the objective makes no vectors of this stream.
+        """
+        examples = [self._example(n, {stream: v}) for n, v in enumerate(values)]
+        return features(self.model, self.recipe, objective, stream, examples)
 
     def say(
         self,

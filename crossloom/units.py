@@ -57,6 +57,9 @@ class Passage:
     its number in the sample."""
     switched: tuple[tuple[int, int, str], ...] = ()
     """(first character, one past the last, language): parts in another language than the rest."""
+    bound: tuple[tuple[int, int, int], ...] = ()
+    """(first character, one past the last, number): words of one number, in this passage or in
+    another of the text, share a fate: a word and its translation (UC2's co-masking)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from crossloom.data_pipelines.dictionary import Switch, bind
 from crossloom.data_pipelines.links import Links, picture_size
 from crossloom.data_pipelines.passages import Alternating, Following, Switched
 from crossloom.data_pipelines.reader import (
@@ -25,6 +26,7 @@ from crossloom.data_pipelines.shards import Entry
 from crossloom.data_pipelines.stretches import Length
 from crossloom.data_pipelines.summary import Listed, one
 from crossloom.data_pipelines.tags import Tags
+from crossloom.data_pipelines.vectors import read_vector
 from crossloom.units import BadSample, Passage, Sample
 
 
@@ -69,6 +71,15 @@ class Texts(Reader):
     copies: tuple[str, ...] = ()
     """Further members that hold the same passage, for streams of their own: what an encoder shows
     corrupted, a decoder says clean."""
+    switch: Switch | None = None
+    """Words give way to translations of a dictionary (code-switching)."""
+    vectors: str = ""
+    """Member (``npy``, ``[T, D]``) with a vector for each text, the n-th for the n-th text of any
+    language: what a teacher makes of the sentence. Label ``vector``."""
+
+    def __post_init__(self) -> None:
+        if self.switch and self.links:
+            raise ValueError("texts: links would not find switched words; leave one of them out")
 
     def items(self, entry: Entry) -> int:
         """One, or as many as there are texts."""
@@ -92,7 +103,7 @@ class Texts(Reader):
         """``text`` is one passage.
 
         Labels: ``language``, ``text``, ``references`` (all texts in that language), ``id`` (the
-        json's).
+        json's), ``vector`` (float32 ``[D]``) where there are ``vectors``.
         """
         content = sample_json(members)
         texts = field_of(content, self.of)
@@ -102,18 +113,20 @@ class Texts(Reader):
         found = on_hand(texts, self.languages, self.of)
         if self.all_texts:
             ordered = texts if not self.languages else {x: texts[x] for x in texts if x in found}
-            flat = [(x, t) for x in ordered for t in ordered[x]]
-            language, text = flat[item]
+            flat = [(x, n) for x in ordered for n in range(len(ordered[x]))]
+            language, number = flat[item]
         else:
             share = None
             if self.weights:
                 share = np.array([self.weights.get(x, 0.0) for x in found])
                 share = share / share.sum() if share.sum() > 0 else None
             language = found[int(rng.choice(len(found), p=share))]
-            text = texts[language][int(rng.integers(len(texts[language])))]
-        passage = Passage(language, text_of(text, f"{self.of}.{language}"))
+            number = int(rng.integers(len(texts[language])))
+        passage = Passage(language, text_of(texts[language][number], f"{self.of}.{language}"))
         if self.links:
             passage = self.links.named(passage, members, content)
+        if self.switch:
+            passage = self.switch(passage, rng)
         tags = self.tags.read(members, content) if self.tags else {}
         given = dict.fromkeys(("text", *self.copies), (passage,))
         labels = {
@@ -122,6 +135,8 @@ class Texts(Reader):
             "references": texts[language],
             "id": str(content.get("id", "")),
         }
+        if self.vectors:
+            labels["vector"] = read_vector(members, self.vectors, number)
         return {**members, **given, **tags}, labels
 
 
@@ -201,10 +216,17 @@ class Parallel(Reader):
     mismatch: float = 0.0
     """Share of examples, 0..1, whose second passage is that of another sample of the micro-batch:
     for next-sentence prediction and translation-pair classification (objective ``match``)."""
+    pivot: str = ""
+    """Language that one of two translations must be in; empty for any."""
+    dictionary: str = ""
+    """File, relative to the recipe's ``data`` unless absolute, of a dictionary: a word and its
+    translation share a fate where units are hidden by group."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mismatch <= 1:
             raise ValueError(f"mismatch must lie in 0..1, not {self.mismatch}")
+        if self.mismatch and self.dictionary:
+            raise ValueError("mismatched passages are no translations: leave out the dictionary")
         if self.mismatch and self.apart:
             raise ValueError("passages apart are mismatched by the view: leave mismatch at 0")
         if self.directions and (self.second or self.languages):
@@ -245,6 +267,8 @@ class Parallel(Reader):
             one, other = (
                 Passage(x, text_of(texts[x][number], f"{self.of}.{x}")) for x in (first, second)
             )
+            if self.dictionary:
+                one, other = bind(one, other, self.dictionary)
         labels = {
             "languages": (one.language, other.language),
             "texts": (one.text, other.text),
@@ -253,6 +277,7 @@ class Parallel(Reader):
         return {**members, **self._given(one, other)}, labels
 
     def _languages(self, texts: Mapping[str, Any], rng: np.random.Generator) -> tuple[str, str]:
+        """Two languages, in the order in which their texts are laid."""
         if self.directions:
             pairs = [two_languages(d) for d in self.directions]
             known = [p for p in pairs if texts.get(p[0]) and texts.get(p[1])]
@@ -262,7 +287,13 @@ class Parallel(Reader):
                     f"json {self.of!r} has {', '.join(texts)}; not {', '.join(self.directions)}",
                 )
             return known[int(rng.integers(len(known)))]
-        return two_of(on_hand(texts, self.languages, self.of), rng)
+        found = on_hand(texts, self.languages, self.of)
+        pair = two_of(found, rng)
+        if not self.pivot or self.pivot in pair:
+            return pair
+        if self.pivot not in found:
+            raise BadSample("missing language", f"json {self.of!r} has no text in {self.pivot}")
+        return (self.pivot, pair[1]) if rng.integers(2) == 0 else (pair[0], self.pivot)
 
     def _given(self, first: Passage, second: Passage) -> dict[str, tuple[Passage, ...]]:
         return {"text": (first,), "second": (second,)} if self.apart else {"text": (first, second)}
@@ -286,12 +317,32 @@ class Parallel(Reader):
         )
 
 
+def _check_listed(reader: Questions | Pairs) -> None:
+    if reader.all_languages and not reader.languages:
+        raise ValueError(f"{reader.kind}: all_languages needs the languages to be listed")
+
+
+def _times(reader: Questions | Pairs, count: int) -> int:
+    return count * (len(reader.languages) if reader.all_languages else 1)
+
+
+def _asked(reader: Questions | Pairs, item: int) -> tuple[int, tuple[str, ...]]:
+    """Which question or pair an item is, and in which languages."""
+    if not reader.all_languages:
+        return item, reader.languages
+    item, number = divmod(item, len(reader.languages))
+    return item, (reader.languages[number],)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Questions(Reader):
     """Each question on the sample is an example; a language is drawn when several are given."""
 
     kind: ClassVar[str] = "questions"
     languages: tuple[str, ...] = ()
+    all_languages: bool = False
+    """Every language of a question is an example of its own (evaluation); ``languages`` must be
+    set."""
     unanswered: bool = False
     """Read questions without answers too: of tests whose answers are kept back."""
     tags: Tags | None = None
@@ -305,22 +356,24 @@ class Questions(Reader):
     def __post_init__(self) -> None:
         if self.tags and self.answer == "tags":
             raise ValueError("questions: tags and answer would be one text; leave one of them out")
+        _check_listed(self)
 
     def items(self, entry: Entry) -> int:
-        """The number of questions."""
-        return entry.items.get("questions", 0)
+        """The number of questions (times languages)."""
+        return _times(self, entry.items.get("questions", 0))
 
     def total(self, listed: Listed) -> int | None:
-        """The number of questions."""
-        return listed.items.get("questions", 0)
+        """The number of questions (times languages)."""
+        return _times(self, listed.items.get("questions", 0))
 
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is the question; labels ``answers`` (scores by answer), ``kind``, ``id``."""
         content = sample_json(members)
+        item, wanted = _asked(self, item)
         question = field_of(content, "questions")[item]
-        found = on_hand(field_of(question, "text"), self.languages, "questions.text")
+        found = on_hand(field_of(question, "text"), wanted, "questions.text")
         language = found[int(rng.integers(len(found)))]
         passage = Passage(language, text_of(question["text"][language], "questions.text"))
         if self.links:
@@ -355,32 +408,23 @@ class Pairs(Reader):
     """Every language of a pair is an example of its own (evaluation); ``languages`` must be set."""
 
     def __post_init__(self) -> None:
-        if self.all_languages and not self.languages:
-            raise ValueError("pairs: all_languages needs the languages to be listed")
+        _check_listed(self)
 
     def items(self, entry: Entry) -> int:
         """The number of pairs (times languages)."""
-        return self._pairs(entry.items)
+        return _times(self, entry.items.get("pairs", 0))
 
     def total(self, listed: Listed) -> int | None:
         """The number of pairs (times languages)."""
-        return self._pairs(listed.items)
-
-    def _pairs(self, items: Mapping[str, int]) -> int:
-        return items.get("pairs", 0) * (len(self.languages) if self.all_languages else 1)
+        return _times(self, listed.items.get("pairs", 0))
 
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is premise (if any) and hypothesis; labels ``label``, ``language``, ``id``."""
         pairs = field_of(sample_json(members), "pairs")
-        if self.all_languages:
-            item, number = divmod(item, len(self.languages))
-            found = [self.languages[number]]
-            if found[0] not in field_of(pairs[item], "hypothesis"):
-                raise BadSample("missing language", f"pair {item} is not given in {found[0]}")
-        else:
-            found = on_hand(field_of(pairs[item], "hypothesis"), self.languages, "pairs.hypothesis")
+        item, wanted = _asked(self, item)
+        found = on_hand(field_of(pairs[item], "hypothesis"), wanted, "pairs.hypothesis")
         language = found[int(rng.integers(len(found)))]
         sides = ("premise", "hypothesis") if "premise" in pairs[item] else ("hypothesis",)
         passages = tuple(

@@ -40,7 +40,8 @@ class Choice(Task):
     """A classifier over named classes; subclasses say of what.
 
     Metrics: ``accuracy`` (the score of the most likely class, 0..1), the same by ``kind``,
-    ``language`` and ``split`` where there are several, and the number of examples.
+    ``language`` and ``split``, ``non_english`` (the mean over languages but English, where there
+    are several with it), and the number of examples.
     """
 
     label: ClassVar[str] = "label"
@@ -51,7 +52,10 @@ class Choice(Task):
     image: str = ""
     """The stream beside the text; found when empty."""
     languages: tuple[str, ...] = ()
-    """Languages of the texts; empty for all."""
+    """Languages of the texts fine-tuned on, one drawn for each example; empty for all."""
+    tested: tuple[str, ...] = ()
+    """Languages tested, each with every example; when empty, the texts are read as in fine-tuning.
+    """
     pooled: tuple[str, ...] = ()
     """Streams whose summaries the classifier reads; as the recipe's matching head when empty."""
 
@@ -146,4 +150,7 @@ class Choice(Task):
         for name in ("kind", "language", "split"):
             if name in known[0]:
                 metrics[f"by_{name}"] = mean_by(scores, [r[name] for r in known])
+        foreign = [v for code, v in metrics["by_language"].items() if code != "en"]
+        if 0 < len(foreign) < len(metrics["by_language"]):
+            metrics["non_english"] = sum(foreign) / len(foreign)
         return {**metrics, **self.metrics(known), self.counted: len(records)}

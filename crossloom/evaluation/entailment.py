@@ -38,6 +38,10 @@ class SnliVe(Choice):
         """Every hypothesis."""
         return Pairs(languages=self.languages)
 
+    def tested_with(self, recipe: Recipe) -> Reader:
+        """Every hypothesis in each language tested."""
+        return Pairs(languages=self.tested or self.languages, all_languages=bool(self.tested))
+
     def told(self, label: Mapping[str, Any]) -> Record:
         """Premise (if it is a text), hypothesis and label."""
         return {k: label[k] for k in ("premise", "hypothesis", "label")}

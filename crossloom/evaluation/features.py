@@ -14,6 +14,7 @@ from crossloom.evaluation.predict import evaluation_collator
 from crossloom.evaluation.task import Watch
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.contrast import ContrastHead
+from crossloom.objectives.regress import RegressHead
 from crossloom.objectives.view import View
 from crossloom.training.recipe import Recipe
 
@@ -63,18 +64,24 @@ def features(
     *,
     size: int = 128,
 ) -> Tensor:
-    """Vectors ``[E, dim]`` of one stream, shown by itself, on the CPU; see ``ContrastHead``.
+    """Vectors ``[E, dim]`` of one stream, shown by itself, on the CPU.
+
+    See ``ContrastHead.features`` and ``RegressHead.features``.
 
     Args:
         model: in any mode; evaluated without dropout.
         recipe: whose modalities the model has.
-        objective: a contrastive one.
-        stream: one of its pair.
+        objective: one that contrasts streams, or regresses a vector.
+        stream: one of those contrasted, or the one whose vector it is.
         examples: which have the stream.
         size: examples in one forward pass.
+
+    Raises:
+        ValueError: the objective makes no vectors of this stream.
     """
     head = model.heads[objective]
-    assert isinstance(head, ContrastHead)
+    if not isinstance(head, ContrastHead | RegressHead):
+        raise ValueError(f"{recipe.name}: objective {objective!r} makes no vectors of a stream")
     collator = evaluation_collator(recipe)
     view = View(name="features", streams=(stream,), apart=True)
     device = next(model.parameters()).device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,29 @@ def mean_by(values: Sequence[float], groups: Sequence[str]) -> dict[str, float]:
     for value, group in zip(values, groups, strict=True):
         found.setdefault(group, []).append(value)
     return {g: float(np.mean(v)) for g, v in sorted(found.items())}
+
+
+def mean_of(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Nested metrics that are each the mean of the same one of the parts."""
+    return {
+        k: mean_of([p[k] for p in parts])
+        if isinstance(value, Mapping)
+        else float(np.mean([p[k] for p in parts]))
+        for k, value in parts[0].items()
+    }
+
+
+def by_language(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Metrics of each language; of several also their means, over all and over all but English.
+
+    The means over languages but English, ``non_english``, are what IGLUE reports of zero-shot
+    transfer (Bugliarello et al. 2022, section 5).
+    """
+    if len(found) == 1:
+        return dict(next(iter(found.values())))
+    foreign = [one for code, one in found.items() if code != "en"]
+    means = mean_of(list(found.values()))
+    return {**means, "non_english": mean_of(foreign), "by_language": dict(found)}
 
 
 def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, float]:

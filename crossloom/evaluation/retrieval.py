@@ -12,7 +12,7 @@ from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.read import Texts
 from crossloom.data_pipelines.source import Defect
 from crossloom.evaluation.features import features, read_examples
-from crossloom.evaluation.metrics import best_ranks, recall, run_lines
+from crossloom.evaluation.metrics import best_ranks, by_language, mean_of, recall, run_lines
 from crossloom.evaluation.predict import evaluation_collator, run, shown
 from crossloom.evaluation.task import (
     Budget,
@@ -47,7 +47,9 @@ class Retrieval(Task):
 
     Metrics: ``text_to_image`` and ``image_to_text`` with ``r1``, ``r5``, ``r10``, ``median_rank``;
     ``dual_encoder`` with the same before reranking; ``images``, ``texts``. An image is found with
-    any of its texts. Rankings are written as TREC runs (query, Q0, candidate, rank, score, name).
+    any of its texts. Of several languages each is tested by itself: ``by_language`` holds the same
+    for each, ``non_english`` the means over those but English, and the others are means over all.
+    Rankings are written as TREC runs (query, Q0, candidate, rank, score, name).
 
     Protocols: Flickr30k and COCO's 5k with ``texts=0`` (all five captions); COCO's 1k with
     ``texts=0 fold=1000`` (the mean over folds of 1,000 images).
@@ -73,7 +75,7 @@ class Retrieval(Task):
     languages: tuple[str, ...] = ()
     """Languages trained on; empty for all."""
     tested: tuple[str, ...] = ("en",)
-    """Languages of the test queries."""
+    """Languages of the test queries, one after another."""
     texts: int = 1
     """Texts of each sample and language used in the test; 0 for all."""
     limit: int = 0
@@ -128,7 +130,7 @@ class Retrieval(Task):
         return Component(shards=self.train, reader=reader, objectives=names)
 
     def evaluate(self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None) -> Result:
-        """Rank all texts and images of the test shards."""
+        """Rank all texts and images of the test shards, language by language."""
         heads = self._heads(recipe)
         text, image = self.streams(recipe)
         texts, images, defects = self._read(recipe, watch)
@@ -141,18 +143,51 @@ class Retrieval(Task):
             )
         place = {example.sample: number for number, example in enumerate(images)}
         owner = np.array([place[t.sample] for t in texts])
+        spoken = np.array([t.labels["language"] for t in texts])
+        ranked = {}
+        for language in self.tested:
+            if (rows := np.flatnonzero(spoken == language)).size:
+                told = np.unique(owner[rows])
+                mine = np.searchsorted(told, owner[rows])
+                some = [texts[n] for n in rows], [images[n] for n in told]
+                known = (vectors[0][rows], vectors[1][told]) if vectors is not None else None
+                ranked[language] = self._rank(model, recipe, heads, *some, mine, known, watch)
+        counts = {"images": len(images), "texts": len(texts)}
+        metrics = {**counts, **by_language({k: r.metrics for k, r in ranked.items()})}
+        records = [record for r in ranked.values() for record in r.records]
+        files = {
+            ".".join(("retrieval", *([language] if len(ranked) > 1 else []), way, "trec")): text
+            for language, r in ranked.items()
+            for way, text in r.files.items()
+        }
+        return Result(metrics, records, defects, files)
+
+    def _rank(
+        self,
+        model: CrossloomModel,
+        recipe: Recipe,
+        heads: Mapping[str, str],
+        texts: Sequence[Example],
+        images: Sequence[Example],
+        owner: Array,
+        vectors: tuple[Array, Array] | None,
+        watch: Watch | None,
+    ) -> Result:
+        """Texts of one language and the images they tell of, ``owner`` the image of each text."""
         size = self.fold or len(images)
         metrics, records, lines = [], [], dict.fromkeys(BOTH, "")
         for first in range(0, len(images), size):
             rows = np.flatnonzero((owner >= first) & (owner < first + size))
-            some, pictures = [texts[n] for n in rows], images[first : first + size]
+            some, pictures = [texts[int(n)] for n in rows], images[first : first + size]
             mine = (owner[rows] - first).tolist()
             stages = {}
             if vectors is not None:
                 cosine = vectors[0][rows] @ vectors[1][first : first + size].T
                 stages["dual_encoder"] = dict(zip(BOTH, (cosine, cosine.T), strict=True))
             if "match" in heads:
-                scorer = _Scorer(model, recipe, heads["match"], (text, image), some, pictures)
+                scorer = _Scorer(
+                    model, recipe, heads["match"], self.streams(recipe), some, pictures
+                )
                 before = _log_odds(model, heads, stages["dual_encoder"]) if stages else None
                 stages["matched"] = scorer.rerank(before, self.rerank, watch)
             metrics.append({k: _score(v, mine) for k, v in stages.items()})
@@ -165,11 +200,9 @@ class Retrieval(Task):
                 lines[asked] += run_lines(
                     last[asked], keys[asked], keys[found], self.depth, recipe.name
                 )
-        means = {k: _mean([m[k] for m in metrics]) for k in metrics[0]}
+        means: dict[str, Any] = {k: mean_of([m[k] for m in metrics]) for k in metrics[0]}
         final = means.pop("matched", None) or means["dual_encoder"]
-        counts = {"images": len(images), "texts": len(texts), "folds": len(metrics)}
-        files = {f"retrieval.{way}.trec": text for way, text in lines.items()}
-        return Result({**counts, **means, **final}, records, defects, files)
+        return Result({"folds": len(metrics), **means, **final}, records, files=lines)
 
     def _heads(self, recipe: Recipe) -> dict[str, str]:
         """Names of the contrastive and the matching objective over text and image."""
@@ -233,13 +266,6 @@ def _score(both: Mapping[str, Array], owner: Sequence[int]) -> dict[str, dict[st
     return {
         "text_to_image": recall(best_ranks(both["text_to_image"], [[o] for o in owner])),
         "image_to_text": recall(best_ranks(both["image_to_text"], relevant)),
-    }
-
-
-def _mean(parts: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Means over folds."""
-    return {
-        way: {k: float(np.mean([p[way][k] for p in parts])) for k in parts[0][way]} for way in BOTH
     }
 
 

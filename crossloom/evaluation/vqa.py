@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -49,8 +49,12 @@ class Vqa(Choice):
         return Questions(languages=self.languages)
 
     def tested_with(self, recipe: Recipe) -> Reader:
-        """Every question, also those whose answers are kept back."""
-        return replace(Questions(languages=self.languages), unanswered=True)
+        """Every question in each language tested, also those whose answers are kept back."""
+        return Questions(
+            languages=self.tested or self.languages,
+            all_languages=bool(self.tested),
+            unanswered=True,
+        )
 
     def told(self, label: Mapping[str, Any]) -> Record:
         """Question, its kind, and the scored answers."""

@@ -19,6 +19,7 @@ Oscar          one layer for feature and box 6, no LN
 VLP            LN(relu(relu(feature)) + relu(box 5, confidence, classes) + segment), the text's LN
 Unicoder-VL    LN(feature + box 5 + word + segment), the text's LN
 ImageBERT      LN(feature + box 5 + segment + one position row), the text's LN
+M3P            LN(feature + box 5), both of length one before their layers
 =============  =========================================================================
 """
 
@@ -41,11 +42,12 @@ from torch import Tensor, nn
 
 from crossloom.batch import Stream
 from crossloom.modalities.modality import Embedder, Modality, Target
+from crossloom.modalities.names import Names
 from crossloom.units import Array, BadSample, Sample, Units, make_units
 
 Norm = Literal["norm_of_norms", "mean_of_norms", "norm_of_sum", "none"]
 Activation = Literal["none", "relu", "tanh"]
-Part = Literal["norm", "segment", "position"]
+Part = Literal["norm", "segment", "position", "token"]
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "none": nn.Identity,
     "relu": nn.ReLU,
@@ -62,7 +64,8 @@ class Regions(Modality):
     Content: ``feature`` (float32 ``[N, F]``), ``box`` (float32 ``[N, box]``, in 0..1).
     Targets: ``feature`` (vector), ``class`` (index: the label where there are labels, else the most
     probable class but background, as UNITER's MRC does; trusted as far as the detector is sure, or
-    it is probable), ``classes`` (distribution), ``attribute`` (index, trusted).
+    it is probable), ``classes`` (distribution), ``attribute`` (index, trusted), ``token`` (index: a
+    word piece of the class's name, where there are ``names``).
     """
 
     kind: ClassVar[str] = "regions"
@@ -77,6 +80,8 @@ class Regions(Modality):
     than the arrays number them (LXMERT: 1600), and regions of background have no class."""
     attributes: int = 0
     """Number of attributes, as the array numbers them; 0 when none are to be predicted."""
+    names: Names | None = None
+    """What classes are called, to ask hidden regions for a word piece of it (UC2)."""
     box: Literal[0, 4, 5, 6, 7, "waves"] = 7
     """Numbers that encode a box, all in shares of width and height: 4 corners (LXMERT); 5 with the
     share of area (ViLBERT); 6 with width and height (Oscar); 7 with their product too (UNITER);
@@ -103,6 +108,9 @@ class Regions(Modality):
     chances: bool = False
     """Show the detector's class probabilities and the highest of them beside the box, each of both
     normed without parameters (VLP); a hidden region shows none."""
+    unit: bool = False
+    """Bring features and boxes to length one before their layers, zeros left as they are (M3P);
+    targets stay."""
     gain: float = 1.0
     """Start of the gain of the feature's norm (VL-BERT: 0, so that training starts from BERT)."""
     mask: Literal["learned", "zero"] = "learned"
@@ -120,7 +128,7 @@ class Regions(Modality):
     lent: Mapping[Part, str] = dataclasses.field(default_factory=dict)
     """Parts that are another stream's, by part: ``{norm: text}`` for one last norm for words and
     regions, ``segment`` for a row of its table, ``position`` for its table's row after its last
-    unit (VL-BERT)."""
+    unit (VL-BERT), ``token`` for its table of word pieces, with which ``names`` are decoded."""
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -138,6 +146,8 @@ class Regions(Modality):
             raise ValueError(f"segment {self.segment} is no row of a table of {self.segments}")
         if self.features < 1 or self.limit < 1:
             raise ValueError(f"features {self.features} and limit {self.limit} must be at least 1")
+        if self.names and not self.classes:
+            raise ValueError("names needs classes, which it names")
         if self.classes < 0 or self.classes == 1:
             raise ValueError(
                 f"classes is {self.classes}; write 0 for none, else count background: 2 or more"
@@ -146,7 +156,7 @@ class Regions(Modality):
             raise ValueError(f"overlap is {self.overlap}; it is a share, in 0..1 and above 0")
 
     def decode(self, sample: Sample, rng: np.random.Generator) -> Units:
-        """Units of the regions; nothing is random.
+        """Units of the regions; nothing is random but the pieces of ``names`` asked for.
 
         Raises:
             BadSample: "missing member", "undecodable", "wrong type", "wrong shape",
@@ -169,6 +179,9 @@ class Regions(Modality):
         targets: dict[str, Array] = {"feature": feature.copy()}
         if self.classes:
             targets |= self._classes(arrays, len(arrays["features"]))
+        if self.names:
+            number = targets["class"] + (0 if self.background else 1)
+            targets["token"] = self.names.ask(number, sample, rng)
         if self.attributes:
             targets |= self._attributes(arrays, len(arrays["features"]))
         group = overlap_groups(corners, self.overlap)
@@ -281,6 +294,8 @@ class Regions(Modality):
             targets["class"] = np.zeros(1, np.int64)
             targets["class.trust"] = np.zeros(1, np.float32)
             targets["classes"] = np.full((1, self.classes), 1 / self.classes, np.float32)
+        if self.names:
+            targets["token"] = np.full(1, -1, np.int64)
         if self.attributes:
             targets["attribute"] = np.zeros(1, np.int64)
             targets["attribute.trust"] = np.zeros(1, np.float32)
@@ -302,6 +317,8 @@ class Regions(Modality):
         if self.classes:
             offer["class"] = Target(dim=self.classes, form="index", trusted=True)
             offer["classes"] = Target(dim=self.classes, form="distribution")
+        if self.names:
+            offer["token"] = Target(dim=self.names.pieces, form="index")
         if self.attributes:
             offer["attribute"] = Target(dim=self.attributes, form="index", trusted=True)
         return offer
@@ -586,7 +603,10 @@ class RegionEmbedder(Embedder):
         self, feature: Tensor, box: Tensor, stream: Stream | None
     ) -> tuple[Tensor, Tensor | None]:
         dtype = self.feature.weight.dtype
-        feature, box = self.first(feature.to(dtype)), box.to(dtype)
+        feature, box = feature.to(dtype), box.to(dtype)
+        if self.spec.unit:
+            feature, box = F.normalize(feature, dim=1), F.normalize(box, dim=1)
+        feature = self.first(feature)
         if self.spec.box == "waves":
             box = waves(box)
         if self.spec.join == "concat":
@@ -642,6 +662,11 @@ class RegionEmbedder(Embedder):
         return owner.length.index_select(0, stream.example)
 
     def tied(self, target: str) -> Tensor | None:
-        """The feature layer's weight, transposed, for the target ``feature`` (UNITER)."""
+        """The feature layer's weight, transposed, for the target ``feature`` (UNITER).
+
+        For ``token``, the table of word pieces that a text lends.
+        """
+        if target == "token" and "token" in self._lent:
+            return self._lent["token"].weight  # type: ignore[return-value]
         plain = self.spec.join == "sum" and not self.spec.hidden
         return self.feature.weight.T if target == "feature" and plain else None

@@ -175,6 +175,7 @@ class Text(Modality):
         position: list[Array] = []
         language: list[Array] = []
         refers: list[Array] = []
+        bound: list[Array] = []
         sentence: list[Array] = []
         begins: list[int] = []
         groups = told = 0
@@ -200,6 +201,9 @@ class Text(Modality):
             if self._refers:
                 named = _numbered(vocab.spans(passage.text)[: len(part)], passage.refers)
                 refers.append(np.concatenate([[-1] * len(head), named, [-1] * len(tail)]))
+            if any(p.bound for p in passages):
+                numbered = _numbered(vocab.spans(passage.text)[: len(part)], passage.bound)
+                bound.append(np.concatenate([[-1] * len(head), numbered, [-1] * len(tail)]))
             if self.languages:
                 codes = np.full(size, self._language(passage.language))
                 if passage.switched:
@@ -224,7 +228,7 @@ class Text(Modality):
             targets=targets,
             position=np.concatenate(position).astype(np.int64),
             maskable=np.concatenate(inside),
-            group=np.concatenate(group).astype(np.int64),
+            group=bind(np.concatenate(group), np.concatenate(bound) if bound else None),
             languages=tuple(zip((p.language for p in passages), begins, strict=True)),
         )
         return fill(units, self.limit, vocab.pad) if self.filled else units
@@ -389,6 +393,20 @@ def _numbered(spans: Array, parts: Sequence[tuple[int, int, int]]) -> Array:
     for first, last, number in parts:
         found[(spans[:, 0] < last) & (spans[:, 1] > first)] = number
     return found
+
+
+def bind(group: Array, bound: Array | None) -> Array:
+    """Groups ``[N]`` int64 in which those of units bound by one number are one.
+
+    Args:
+        group: ``[N]``, words.
+        bound: ``[N]``, -1 where a unit is bound to nothing; None where none is.
+    """
+    group = group.astype(np.int64)
+    for number in np.unique(bound[bound >= 0]) if bound is not None else ():
+        words = np.unique(group[bound == number])
+        group[np.isin(group, words)] = words[0]
+    return group
 
 
 def _cut(parts: list[Array], room: int) -> list[Array]:

@@ -64,6 +64,40 @@ def tlm(stream: str = "text", *, hide: Hide = BERT) -> Reconstruct:
     return mlm((stream,), stream=stream, hide=hide, name="tlm")
 
 
+def vtlm(
+    streams: tuple[str, ...] = ("text", "image"), *, stream: str = "text", shares: str = ""
+) -> Reconstruct:
+    """Visual translation language modelling (UC2, section 3.2): two captions and their image.
+
+    Words are hidden whole, and together with the word of the other caption that they are bound to
+    (:class:`~crossloom.data_pipelines.read.Parallel` with a dictionary): no translation tells them,
+    the image must.
+    """
+    hide = replace(BERT, by="group")
+    return replace(mlm(streams, stream=stream, hide=hide, name="vtlm"), shares=shares)
+
+
+def mrtm(
+    streams: tuple[str, ...] = ("text", "image"),
+    *,
+    stream: str = "image",
+    hide: Hide = REGIONS,
+    shares: str = "",
+) -> Reconstruct:
+    """Masked region-to-token modelling (UC2, section 3.2): a piece of the region's class's name.
+
+    The regions have ``names``, and a text lends its table of pieces (``lent: {token: text}``).
+
+    Args:
+        streams: shown.
+        stream: of the regions.
+        hide: which are hidden.
+        shares: name under which the recipe has MLM, whose transform is used for regions too.
+    """
+    view = View(name="mrtm", streams=streams, hide={stream: hide})
+    return Reconstruct(view=view, stream=stream, target="token", shares=shares)
+
+
 def whole_word(objective: Reconstruct) -> Reconstruct:
     """The same with whole words hidden together (BERT's whole-word masking)."""
     hide = {**objective.view.hide}

@@ -35,6 +35,32 @@ def bert_text(*, limit: int, cased: bool = False, **changes: Any) -> Text:
     return replace(text, **changes)
 
 
+def mbert_text(*, limit: int, **changes: Any) -> Text:
+    """The text of multilingual BERT, cased (``bert-base-multilingual-cased``): 119,547 ids.
+
+    Args:
+        limit: most units of an example, specials included.
+        changes: other fields of :class:`~crossloom.modalities.text.Text`.
+    """
+    text = bert_text(limit=limit, cased=True)
+    vocabulary = "bert-base-multilingual-cased/vocab.txt"
+    return replace(text, vocabulary=vocabulary, size=119_547, **changes)
+
+
+def xlm_r_text(*, limit: int, **changes: Any) -> Text:
+    """The text of XLM-R (Conneau et al. 2020): 250,002 ids, 514 positions from row 2, one type.
+
+    Args:
+        limit: most units of an example, specials included.
+        changes: other fields of :class:`~crossloom.modalities.text.Text`.
+    """
+    text = Text(
+        vocabulary="sentencepiece.bpe.model", layout="xlm-r", size=250_002, limit=limit,
+        positions=514, offset=2, constant=True,
+    )  # fmt: skip
+    return replace(text, **changes)
+
+
 def bert_plan(streams: tuple[str, ...] = STREAMS, *, large: bool = False) -> Plan:
     """BERT's layers over streams that all read each other: 12 of 768, or 24 of 1024."""
     if large:

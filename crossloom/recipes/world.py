@@ -96,6 +96,10 @@ def small(modality: Modality) -> Modality:
         return replace(
             modality, features=64, classes=classes, attributes=0, limit=8, dropout=0.0,
             hidden=64 if modality.hidden else 0,
+            names=replace(
+                modality.names, names="classes.tsv", vocabulary="tokenizer.model", layout="own",
+                size=0,
+            ) if modality.names else None,
         )  # fmt: skip
     if isinstance(modality, Patches):
         return replace(modality, size=96, patch=16, tower="", weights="", dropout=0.0)

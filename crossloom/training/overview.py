@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from crossloom.modalities.modality import Modality
+from crossloom.modalities.names import Names
 from crossloom.models import show
 from crossloom.models.draw import draw
 from crossloom.models.fusion import Fusion
@@ -91,6 +92,9 @@ def _sized(recipe: Recipe, ids: int) -> Recipe:
     """The recipe with a number of ids for each vocabulary whose size it does not state."""
 
     def fill(modality: Modality) -> Modality:
+        names = getattr(modality, "names", None)
+        if isinstance(names, Names) and names.size == 0:
+            modality = replace(modality, names=replace(names, size=ids))  # type: ignore[call-arg]
         unknown = hasattr(modality, "vocabulary") and getattr(modality, "size", None) == 0
         return replace(modality, size=ids) if unknown else modality  # type: ignore[call-arg]
 

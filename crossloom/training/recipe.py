@@ -33,6 +33,8 @@ from crossloom.training.schedule import Schedule
 _STRICT = ConfigDict(extra="forbid")
 #: Stands in the name of shards for the code of a language (``Component.languages``).
 LANGUAGE = "{language}"
+#: Fields that are paths where they are strings, relative to a recipe's ``data``.
+PATHS = ("vocabulary", "names", "classes", "dictionary")
 
 
 class RecipeError(ValueError):
@@ -258,34 +260,33 @@ class Recipe:
             )
 
     def located(self) -> Recipe:
-        """The recipe with every relative vocabulary and file of names under ``data``."""
+        """The recipe with every relative path of vocabularies and word lists under ``data``."""
 
-        def place(modality: Modality) -> Modality:
-            path = getattr(modality, "vocabulary", None)
-            if not path or Path(path).is_absolute():
-                return modality
-            return replace(modality, vocabulary=str(Path(self.data) / path))  # type: ignore[call-arg]
-
-        def named(reader: Reader) -> Reader:
-            for part in ("tags", "links"):
-                found = getattr(reader, part, None)
-                if found and found.names and not Path(found.names).is_absolute():
-                    found = replace(found, names=str(Path(self.data) / found.names))
-                    reader = replace(reader, **{part: found})
-            return reader
-
-        def listed(objective: Objective) -> Objective:
-            path = getattr(objective, "classes", None)
-            if not isinstance(path, str) or Path(path).is_absolute():
-                return objective
-            return replace(objective, classes=str(Path(self.data) / path))  # type: ignore[call-arg]
+        def under(parts: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: _under(part, Path(self.data)) for name, part in parts.items()}
 
         return replace(
             self,
-            modalities={s: place(m) for s, m in self.modalities.items()},
-            objectives={n: listed(o) for n, o in self.objectives.items()},
-            mixture={n: replace(c, reader=named(c.reader)) for n, c in self.mixture.items()},
+            modalities=under(self.modalities),
+            objectives=under(self.objectives),
+            mixture=under(self.mixture),
         )
+
+
+def _under(part: Any, folder: Path) -> Any:
+    """A dataclass with the relative paths in it, and in those it holds, below a folder."""
+    changes: dict[str, Any] = {}
+    for name in (f.name for f in fields(part)):
+        value = getattr(part, name)
+        if is_dataclass(value):
+            found = _under(value, folder)
+        elif name in PATHS and isinstance(value, str) and value and not Path(value).is_absolute():
+            found = str(folder / value)
+        else:
+            continue
+        if found is not value:
+            changes[name] = found
+    return replace(part, **changes) if changes else part
 
 
 def _check_joined(

@@ -8,6 +8,7 @@ import torch
 
 from crossloom.interop import clip, open_clip, siglip, vilt
 from crossloom.plugins import find
+from crossloom.training.overview import parameters
 from crossloom.training.recipe import load_recipe
 from crossloom.training.run import make_model
 
@@ -76,3 +77,29 @@ def test_of_open_clip():
         own = make_model(recipe).state_dict()
     assert set(own) - set(ours) == {"embed.image.mask"}
     assert sum(own[n].numel() for n in ours) == 151_277_313
+
+
+@pytest.mark.parametrize(
+    ("config", "names", "sizes"),
+    [
+        # xlm-roberta-base, and -large: as their config.json has them
+        ("XLMRoberta", ("xuniter", "m3p", "uc2"), (250_002, 514, 1, 768, 12, 12, 3072)),
+        ("XLMRoberta", ("multilingual-clip-distilled",), (250_002, 514, 1, 1024, 24, 16, 4096)),
+        # bert-base-multilingual-cased
+        ("Bert", ("muniter",), (119_547, 512, 2, 768, 12, 12, 3072)),
+    ],
+)
+def test_encoders_that_systems_begin_from(config, names, sizes):
+    """Table of words and layers are those of the library's model, which has a pooler beside."""
+    transformers = pytest.importorskip("transformers")
+    fields = (
+        "vocab_size", "max_position_embeddings", "type_vocab_size", "hidden_size",
+        "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    )  # fmt: skip
+    made = getattr(transformers, f"{config}Config")(**dict(zip(fields, sizes, strict=True)))
+    with torch.device("meta"):
+        model = getattr(transformers, f"{config}Model")(made, add_pooling_layer=False)
+    for name in names:
+        counted = parameters(load_recipe(name)).parts
+        ours = counted["embed.text"] + counted["layers"]
+        assert ours == sum(p.numel() for p in model.parameters())

@@ -78,8 +78,7 @@ def describe(scene: Scene, seed: int) -> dict[str, Any]:
     Alignments are of the texts' phrases that name things, in English and each other language.
     """
     rng = keyed_rng("world", seed, scene.key, "text")
-    order = [scene.objects[int(n)] for n in rng.permutation(len(scene.objects))]
-    premises = _premises(order, rng)
+    premises = _premises(_shuffled(scene, rng), rng)
     said = [everywhere(say) for _, say in premises]
     return {
         "id": scene.key,
@@ -94,6 +93,16 @@ def describe(scene: Scene, seed: int) -> dict[str, Any]:
             for o in scene.objects
         ],
     }
+
+
+def named(scene: Scene, seed: int) -> list[tuple[Object, ...]]:
+    """The objects that each caption of :func:`describe` names."""
+    rng = keyed_rng("world", seed, scene.key, "text")
+    return [objects for objects, _ in _premises(_shuffled(scene, rng), rng)]
+
+
+def _shuffled(scene: Scene, rng: np.random.Generator) -> list[Object]:
+    return [scene.objects[int(n)] for n in rng.permutation(len(scene.objects))]
 
 
 def _by_language(said: Sequence[dict[str, str]]) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ calls ``def``. Which forms there are is each language's own business; all have `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class Language:
     """Between the last two of a list."""
     finish: Callable[[str], str] = lambda s: s[:1].upper() + s[1:]
     """Last touch on a sentence: a capital, contractions."""
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of each shape, colour and size the words for it, in all forms, the first as in a list of
+    words; by English word."""
 
     def say(self, pattern: str, *things: Thing, **words: str) -> str:
         """A sentence from a pattern; things are called a, b."""

@@ -11,15 +11,27 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from crossloom.data_pipelines.world import clip
-from crossloom.data_pipelines.world.describe import ANSWERS, describe
-from crossloom.data_pipelines.world.languages import LANGUAGES
-from crossloom.data_pipelines.world.scene import CLASS_NAMES, SPLITS, draw, make_scene, regions
-from crossloom.data_pipelines.world.speech import spoken, word_times
-from crossloom.data_pipelines.write import Member, ShardWriter
-from crossloom.units import keyed_rng
+import numpy as np
 
-#: Of what samples hold. 2: expressions that refer to objects (``refers``). 3: ``alignments``.
+from crossloom.data_pipelines.world import clip
+from crossloom.data_pipelines.world.describe import ANSWERS, describe, named
+from crossloom.data_pipelines.world.languages import LANGUAGES
+from crossloom.data_pipelines.world.scene import (
+    CLASS_NAMES,
+    SPLITS,
+    Object,
+    direction,
+    draw,
+    make_scene,
+    regions,
+)
+from crossloom.data_pipelines.world.speech import spoken, word_times
+from crossloom.data_pipelines.world.words import class_table, dictionary
+from crossloom.data_pipelines.write import Member, ShardWriter
+from crossloom.units import Array, keyed_rng
+
+#: Of what samples hold. 2: expressions that refer to objects (``refers``). 3: ``alignments``, and
+#: ``teacher.npy``.
 VERSION = 3
 
 
@@ -126,6 +138,8 @@ def write_world(
         shutil.rmtree(staging, ignore_errors=True)
     (out / "answers.txt").write_text("\n".join(ANSWERS) + "\n", "utf-8")
     (out / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n", "utf-8")
+    (out / "classes.tsv").write_text(class_table(), "utf-8")
+    (out / "dictionary.tsv").write_text(dictionary(), "utf-8")
     known.write_text(json.dumps(settings))
     return WorldReport(scenes, voices, films)
 
@@ -167,9 +181,19 @@ def _scene_sample(seed: int, split: str, number: int) -> tuple[str, dict[str, Me
     members: dict[str, Member] = {
         "png": draw(scene, seed),
         "regions.npz": regions(scene, seed),
+        "teacher.npy": clip.npy(_taught(named(scene, seed))),
         "json": describe(scene, seed),
     }
     return scene.key, members
+
+
+def _taught(captions: list[tuple[Object, ...]]) -> Array:
+    """What a teacher of the world makes of each caption, float16 ``[captions, FEATURES]``.
+
+    The mean of what the objects named look like, so that pictures and captions share a space.
+    """
+    seen = [[direction(o.shape, o.colour, o.size) for o in objects] for objects in captions]
+    return np.stack([np.mean(some, axis=0) for some in seen]).astype(np.float16)
 
 
 def _speech_sample(seed: int, split: str, number: int) -> tuple[str, dict[str, Member]]:

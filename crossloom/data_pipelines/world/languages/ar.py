@@ -40,6 +40,7 @@ LANGUAGE = Language(
     code="ar",
     name="Arabic",
     phrase=phrase,
+    words={**{w: (noun, f"ال{noun}") for w, (noun, _) in _NOUN.items()}, **_ADJECTIVE},
     comma=" و",
     last=" و",
     patterns={

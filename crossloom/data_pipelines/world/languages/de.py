@@ -52,6 +52,13 @@ LANGUAGE = Language(
     code="de",
     name="German",
     phrase=phrase,
+    words={
+        **{w: (noun,) for w, (noun, _) in _NOUN.items()},
+        **{
+            w: (a, *(a + ending for ending in ("e", "er", "es", "en")))
+            for w, a in _ADJECTIVE.items()
+        },
+    },
     item="acc",
     last=" und ",
     finish=finish,

@@ -1,6 +1,7 @@
 """English."""
 
 from crossloom.data_pipelines.world.language import Language, Thing
+from crossloom.data_pipelines.world.scene import COLOURS, SHAPES, SIZES
 
 
 def phrase(thing: Thing, form: str) -> str:
@@ -22,6 +23,7 @@ LANGUAGE = Language(
     code="en",
     name="English",
     phrase=phrase,
+    words={w: (w,) for w in (*SHAPES, *COLOURS, *SIZES)},
     patterns={
         "list": "The picture shows {items}.",
         "exists": "There is {a}.",

@@ -52,6 +52,7 @@ LANGUAGE = Language(
     code="es",
     name="Spanish",
     phrase=phrase,
+    words={**{w: (noun,) for w, (noun, _) in _NOUN.items()}, **_ADJECTIVE},
     last=" y ",
     finish=finish,
     patterns={

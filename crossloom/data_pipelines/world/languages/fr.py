@@ -59,6 +59,7 @@ LANGUAGE = Language(
     code="fr",
     name="French",
     phrase=phrase,
+    words={**{w: (noun,) for w, (noun, _) in _NOUN.items()}, **_ADJECTIVE},
     last=" et ",
     patterns={
         "list": "L'image montre {items}.",

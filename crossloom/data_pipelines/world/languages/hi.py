@@ -45,6 +45,7 @@ LANGUAGE = Language(
     code="hi",
     name="Hindi",
     phrase=phrase,
+    words={**_NOUN, **_ADJECTIVE},
     last=" और ",
     patterns={
         "list": "चित्र में {items} दिखाई देते हैं।",

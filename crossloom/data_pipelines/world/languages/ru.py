@@ -55,6 +55,13 @@ LANGUAGE = Language(
     code="ru",
     name="Russian",
     phrase=phrase,
+    words={
+        **{w: tuple(cases) for w, (_, *cases) in _NOUN.items()},
+        **{
+            w: tuple(stem + e for g in endings.values() for e in g)
+            for w, (stem, endings) in _ADJECTIVE.items()
+        },
+    },
     last=" и ",
     patterns={
         "list": "На картинке {items}.",

@@ -55,6 +55,11 @@ LANGUAGE = Language(
     code="sw",
     name="Swahili",
     phrase=phrase,
+    words={
+        **{w: (noun,) for w, (noun, _) in _NOUN.items()},
+        **{w: tuple(classes.values()) for w, classes in _AGREEING.items()},
+        **{w: (word,) for w, word in _INVARIABLE.items()},
+    },
     last=" na ",
     patterns={
         "list": "Picha inaonyesha {items}.",

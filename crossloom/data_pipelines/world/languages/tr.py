@@ -44,6 +44,7 @@ LANGUAGE = Language(
     code="tr",
     name="Turkish",
     phrase=phrase,
+    words={**_NOUN, **{w: (word,) for w, word in _WORD.items()}},
     last=" ve ",
     finish=finish,
     patterns={

@@ -32,6 +32,7 @@ LANGUAGE = Language(
     code="zh",
     name="Chinese",
     phrase=phrase,
+    words={w: (word,) for w, word in {**_NOUN, **_WORD}.items()},
     comma="、",
     last="和",
     finish=lambda s: s,

@@ -1,0 +1,98 @@
+"""mUNITER and xUNITER: English captions with images, and text in 104 languages, by turns.
+
+Liu et al. (2021, "Visually Grounded Reasoning across Languages and Cultures", section 4) and IGLUE
+(Bugliarello et al. 2022, section 4.1). Followed: e-bug/iglue:
+``experiments/zero_shot/ctrl_{m,x}uniter/pretrain/train.sh``, ``volta/train_concap_wiki.py``,
+``volta/config/ctrl_{m,x}uniter_base.json``, ``volta/volta/embeddings.py``.
+
+The model, its objectives on captions and its optimiser are controlled UNITER's
+(:func:`~crossloom.recipes.controlled.controlled_uniter`); images know English alone, and languages
+meet in the text.
+
+- Before each step on captions there is one on Wikipedia, of the same size: here components of equal
+  weight, one drawn for each step, and so twice as many steps in all.
+- Languages of Wikipedia are drawn there by their numbers of lines to the power of 0.7; here texts
+  are read as they are found, so that each language has its share of the text.
+- Texts are lines there, cut at 66 units; here documents fill blocks of 66.
+- Not copied: captions are padded with id 0 there, which is ``<s>`` to XLM-R; texts alone are read
+  beside an image of zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from crossloom.data_pipelines.read import Blocks
+from crossloom.modalities.text import Text
+from crossloom.objectives.presets import mmlm
+from crossloom.recipes.controlled import controlled_uniter
+from crossloom.recipes.parts import IMAGE, TEXT, butd, mbert_text, tiny_plan, train, xlm_r_text
+from crossloom.recipes.world import tiny
+from crossloom.training.recipe import Component, Recipe
+
+#: Most units of a caption, and of a text.
+LIMIT = 66
+
+
+def muniter() -> Recipe:
+    """mUNITER: UNITER with the vocabulary and weights (``start``) of cased multilingual BERT.
+
+    183.1 M parameters: those of mBERT's encoder (177.3 M), 1.6 M that embed regions and 4.2 M of
+    the heads.
+    """
+    return _recipe("muniter", mbert_text(limit=LIMIT))
+
+
+def xuniter() -> Recipe:
+    """xUNITER: UNITER with the vocabulary and weights (``start``) of XLM-R base.
+
+    Regions have a type of their own, since XLM-R's table has one row. 283.5 M parameters: those of
+    XLM-R's encoder (277.5 M), and mUNITER's others with larger biases.
+    """
+    return _recipe("xuniter", xlm_r_text(limit=LIMIT))
+
+
+def muniter_tiny() -> Recipe:
+    """MUNITER over the world: English captions, statements in ten languages."""
+    return _tiny(muniter())
+
+
+def xuniter_tiny() -> Recipe:
+    """XUNITER over the world, as mUNITER; regions have a type of their own."""
+    return _tiny(xuniter())
+
+
+def _tiny(recipe: Recipe) -> Recipe:
+    captions, texts = recipe.mixture["captions"], recipe.mixture["texts"]
+    statements = replace(texts, reader=Blocks(of="statements", stretch=1024))
+    return tiny(
+        recipe,
+        tiny_plan(),
+        {
+            "captions": replace(captions, shards="train-*.tar"),
+            "texts": replace(statements, shards="train-*.tar"),
+        },
+    )
+
+
+def _recipe(name: str, text: Text) -> Recipe:
+    controlled = controlled_uniter()
+    regions = controlled.modalities[IMAGE]
+    if text.segments == 1:
+        # the table of types has no second row to lend
+        regions = butd(limit=36, overall=True, mask="zero", box=5, norm="norm_of_norms", segments=1)
+    return replace(
+        controlled,
+        name=name,
+        modalities={TEXT: text, IMAGE: regions},
+        plan=replace(controlled.plan, epsilon=1e-12 if text.segments > 1 else 1e-5),
+        objectives={**controlled.objectives, "mmlm": replace(mmlm(), shares="mlm")},
+        mixture={
+            **controlled.mixture,
+            "texts": Component(
+                shards=train("wikipedia"), reader=Blocks(stretch=1024), objectives=("mmlm",)
+            ),
+        },
+        steps=2 * controlled.steps,
+        alike=True,
+    )
