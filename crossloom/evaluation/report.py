@@ -161,7 +161,11 @@ def _details(best: dict[str, Tuned], fresh: dict[str, Tuned]) -> list[str]:
 
 def _curves(journal: Sequence[dict[str, Any]]) -> list[str]:
     names = sorted({k for x in journal for k in x})
-    held = {n: n.removeprefix("held/").removesuffix("/loss") for n in names if n[:5] == "held/"}
+    held = {
+        n: n.removeprefix("held/").removesuffix("/loss")
+        for n in names
+        if n.startswith("held/") and n.endswith("/loss")
+    }
     losing = [n for n in names if n.endswith("/loss") and n not in held]
     objectives = sorted(n.removesuffix("/loss") for n in losing)
     # every objective has a label in both plots, so that it has one colour

@@ -23,6 +23,8 @@ from crossloom.training.recipe import Component, Phase, Recipe, RecipeError, fro
 
 RECIPE = "recipe.yaml"
 WEIGHTS = "model.safetensors"
+#: By which measurement the weights were selected (``Recipe.select``).
+SELECTED = "selected.json"
 
 
 def make_stack(recipe: Recipe) -> Stack:
