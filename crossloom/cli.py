@@ -429,6 +429,7 @@ def evaluate(
     for name, value in flat(result.metrics).items():
         table.add_row(name, f"{value:.4f}" if value % 1 else f"{value:.0f}")
     console.print(table)
+    console.print(f"weights selected by: {result.selected_by}")
     for file in result.files:
         console.print(f"wrote {run / 'results' / file}")
     if result.defects:

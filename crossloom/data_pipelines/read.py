@@ -399,6 +399,9 @@ class Pairs(Reader):
     languages: tuple[str, ...] = ()
     all_languages: bool = False
     """Every language of a pair is an example of its own (evaluation); ``languages`` must be set."""
+    read_as: str = ""
+    """Language that all texts are in, where it is not the one they stand under: pairs that were
+    translated into English stand under the language that they come from."""
 
     def __post_init__(self) -> None:
         if self.all_languages and not self.languages:
@@ -430,7 +433,10 @@ class Pairs(Reader):
         language = found[int(rng.integers(len(found)))]
         sides = ("premise", "hypothesis") if "premise" in pairs[item] else ("hypothesis",)
         passages = tuple(
-            Passage(language, _text(_field(pairs[item], side).get(language), f"pairs.{side}"))
+            Passage(
+                self.read_as or language,
+                _text(_field(pairs[item], side).get(language), f"pairs.{side}"),
+            )
             for side in sides
         )
         labels = {

@@ -1,8 +1,9 @@
 """Tasks that choose one of named classes: one way to train and score them all.
 
 Questions with an answer vocabulary (:mod:`~crossloom.evaluation.vqa`), entailment
-(:mod:`~crossloom.evaluation.entailment`, :mod:`~crossloom.evaluation.xnli`) and statements about
-two pictures (:mod:`~crossloom.evaluation.two_pictures`) differ in their reader, their classes and
+(:mod:`~crossloom.evaluation.entailment`), pairs of sentences across languages
+(:mod:`~crossloom.evaluation.sentence_pairs`) and statements about two pictures
+(:mod:`~crossloom.evaluation.two_pictures`) differ in their reader, their classes and
 the form in which predictions are handed in.
 """
 
