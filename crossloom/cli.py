@@ -501,7 +501,7 @@ def compare(
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
-    side_by_side.write_comparison(scores, out)
+    side_by_side.write_comparison(scores, out, side_by_side.languages(runs))
     console.print(f"wrote {out} and {out.with_suffix('.json')}")
 
 
