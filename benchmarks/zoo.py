@@ -4,6 +4,8 @@ Each is pre-trained on the world for ``--seconds`` (its speed is measured first,
 schedule ends in time), fine-tuned on answering, retrieval and grounding, and the same is done from
 fresh weights. What is done already in ``--out`` is kept: the command can be stopped and given
 again, and several can share the systems (``--systems``) and the folder.
+
+``zoo_text.py`` does the same for text in many languages, with other systems and tasks.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crossloom.demo import Stage, make_world, run_stage
-from crossloom.display import console, training
-from crossloom.evaluation.compare import compare, plot, table, write_comparison
+from crossloom.display import console, counting, training
+from crossloom.evaluation.compare import compare, languages, plot, table, write_comparison
+from crossloom.evaluation.finetune import evaluate
+from crossloom.evaluation.report import heat_maps
 from crossloom.plugins import listed
 from crossloom.training.environment import start
 from crossloom.training.loop import train
@@ -25,64 +30,96 @@ from crossloom.training.recipe import Recipe, RecipeError, load_recipe
 from crossloom.training.run import WEIGHTS
 
 PROBE = 24  #: steps by which speed is measured
-_SMALL = ("optim.decay=0.01", "schedule.warmup=0.1", "log_every=50", "save_every=100000")
+SMALL = ("optim.decay=0.01", "schedule.warmup=0.1", "log_every=50", "save_every=100000")
 _ENGLISH = ("examples=64", "languages=[en]")
-STAGES = (
-    Stage("vqa", ("steps=400", "optim.rate=1e-3", "pool=mean", *_ENGLISH, *_SMALL), ()),
-    Stage("retrieval", ("steps=80", "optim.rate=5e-4", "limit=250", *_ENGLISH, *_SMALL), ()),
-    Stage("grounding", ("steps=200", "optim.rate=1e-3", *_ENGLISH, *_SMALL), ()),
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """Which systems are compared, and on what."""
+
+    name: str  #: of the folder, the page and the plots
+    belongs: Callable[[Recipe], bool]  #: whether a small recipe does
+    stages: tuple[Stage, ...]  #: fine-tuned, from the run and from fresh weights
+    untuned: tuple[tuple[str, Sequence[str]], ...] = ()  #: tasks without fine-tuning, overrides
+    seconds: float = 120  #: of pre-training each
+
+
+VISION = Zoo(
+    name="zoo",
+    belongs=lambda r: bool({m.kind for m in r.modalities.values()} & {"regions", "patches"}),
+    stages=(
+        Stage("vqa", ("steps=400", "optim.rate=1e-3", "pool=mean", *_ENGLISH, *SMALL), ()),
+        Stage("retrieval", ("steps=80", "optim.rate=5e-4", "limit=250", *_ENGLISH, *SMALL), ()),
+        Stage("grounding", ("steps=200", "optim.rate=1e-3", *_ENGLISH, *SMALL), ()),
+    ),
 )
 
 
-def main() -> None:
+def main(zoo: Zoo = VISION, about: str = __doc__) -> None:
     """Train what is missing, then write table, figures and plots."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/zoo"))
+    parser = argparse.ArgumentParser(description=about.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs") / zoo.name)
     parser.add_argument("--world", type=Path, help="made in OUT/world if not given")
-    parser.add_argument("--systems", nargs="*", help="recipes; every small one over pictures")
-    parser.add_argument("--seconds", type=float, default=120, help="of pre-training each")
+    parser.add_argument("--systems", nargs="*", help="recipes; every small one that belongs here")
+    parser.add_argument("--seconds", type=float, default=zoo.seconds, help="of pre-training each")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--tell", action="store_true", help="only table and plots of what is done")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--plots", type=Path, help="write the plots there, zoo-TASK-FIGURE.svg")
+    parser.add_argument("--plots", type=Path, help="write the plots there, NAME-TASK-FIGURE.svg")
+    parser.add_argument("--set", nargs="*", default=[], help="key=value for every fine-tuning")
     options = parser.parse_args()
     world = options.world or options.out / "world"
-    systems = options.systems or small_recipes()
+    systems = options.systems or small_recipes(zoo)
+    stages = [replace(s, overrides=(*s.overrides, *options.set)) for s in zoo.stages]
     if not options.tell:
         make_world(world)
         for seed in range(options.seeds):
             for name in systems:
-                run_system(name, seed, world.resolve(), options.out, options.seconds)
-    tell(options.out, systems, options.json, options.plots)
+                run = options.out / f"{name}-{seed}"
+                run_system(name, seed, world.resolve(), run, options.seconds)
+                tune(run, name, stages, zoo.untuned)
+    tell(zoo.name, options.out, systems, options.json, options.plots)
 
 
-def small_recipes() -> list[str]:
-    """Names of the recipes that are made for the world and read pictures."""
-    found = []
-    for plugin in listed("recipe"):
-        if plugin.name.endswith("-tiny"):
-            recipe: Recipe = plugin.load()()
-            kinds = {m.kind for m in recipe.modalities.values()}
-            if kinds & {"regions", "patches"}:
-                found.append(plugin.name)
-    return found
+def small_recipes(zoo: Zoo) -> list[str]:
+    """Names of the recipes that are made for the world and belong to a zoo."""
+    tiny = (p for p in listed("recipe") if p.name.endswith("-tiny"))
+    return [p.name for p in tiny if zoo.belongs(p.load()())]
 
 
-def run_system(name: str, seed: int, world: Path, out: Path, seconds: float) -> None:
-    """Pre-train for the budget, fine-tune, evaluate; and the same from fresh weights."""
-    environment = start("cpu")
+def run_system(name: str, seed: int, world: Path, run: Path, seconds: float) -> None:
+    """Pre-train for the budget."""
     recipe = replace(load_recipe(name), data=str(world), seed=seed)
-    run = out / f"{name}-{seed}"
     if not (run / WEIGHTS).is_file():
         recipe = replace(recipe, steps=steps_within(recipe, seconds, run), log_every=50)
         with training(name) as display:
-            train(recipe, run, environment, resume=True, display=display)
-    for stage in STAGES:
+            train(recipe, run, start("cpu"), resume=True, display=display)
+
+
+def tune(
+    run: Path,
+    name: str,
+    stages: Sequence[Stage],
+    untuned: Sequence[tuple[str, Sequence[str]]],
+) -> None:
+    """Fine-tune and evaluate, and the same from fresh weights; evaluate what needs no tuning."""
+    environment = start("cpu")
+    # of an encoder and a decoder, the text that is read comes first
+    streams = load_recipe(name).modalities.items()
+    text = next(s for s, m in streams if m.kind == "text")
+    named = () if text == "text" else (f"text={text}",)
+    for stage in stages:
+        stage = replace(stage, overrides=(*stage.overrides, *named))
         for scratch in (False, True):
             try:
                 run_stage(stage, run, environment, scratch)
             except RecipeError as error:  # a task that makes no sense for the plan, or the streams
                 console.print(f"{name}: {stage.task} left out: {error}")
+    for task, overrides in untuned:
+        if not (run / "results" / f"{task}.json").is_file():
+            with counting(f"{name}: {task}") as watch:
+                evaluate(task, run, environment, [*overrides, *named], watch=watch)
 
 
 def steps_within(recipe: Recipe, seconds: float, run: Path) -> int:
@@ -97,25 +134,31 @@ def steps_within(recipe: Recipe, seconds: float, run: Path) -> int:
     return int(json.loads(known.read_text())["steps"])
 
 
-def tell(out: Path, systems: list[str], figures: Path | None, plots: Path | None) -> None:
-    """Table on the screen, ``OUT/zoo.html``, and the figures and plots where they are wanted."""
+def tell(
+    name: str, out: Path, systems: list[str], figures: Path | None, plots: Path | None
+) -> None:
+    """Table on the screen, ``OUT/NAME.html``, and figures and plots where they are wanted."""
     runs = [p for p in sorted(out.iterdir()) if p.name.rpartition("-")[0] in systems]
     scores = compare(runs)
+    by_language = languages(runs)
     head, rows = table(scores)
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for row in rows:
         print("| " + " | ".join(row) + " |")
-    write_comparison(scores, out / "zoo.html")
+    write_comparison(scores, out / f"{name}.html", by_language)
     if figures:
         steps = {p.name.removesuffix(".steps.json"): json.loads(p.read_text())
                  for p in sorted(out.glob("*.steps.json"))}  # fmt: skip
-        told = json.loads((out / "zoo.json").read_text())
+        told = json.loads((out / f"{name}.json").read_text())
         figures.write_text(json.dumps({"steps": steps, "scores": told}, indent=1) + "\n")
     if plots:
         plots.mkdir(parents=True, exist_ok=True)
         names = dict.fromkeys((s.task, s.figure) for s in scores)
         for (task, figure), svg in zip(names, plot(scores), strict=True):
-            (plots / f"zoo-{task}-{figure.replace('.', '-')}.svg").write_text(svg)
+            (plots / f"{name}-{task}-{figure.replace('.', '-')}.svg").write_text(svg)
+        tasks = dict.fromkeys(row.task for row in by_language)
+        for task, svg in zip(tasks, heat_maps(by_language), strict=True):
+            (plots / f"{name}-{task}-languages.svg").write_text(svg)
 
 
 if __name__ == "__main__":

@@ -434,6 +434,7 @@ def evaluate(
     for name, value in flat(result.metrics).items():
         table.add_row(name, f"{value:.4f}" if value % 1 else f"{value:.0f}")
     console.print(table)
+    console.print(f"weights selected by: {result.selected_by}")
     for file in result.files:
         console.print(f"wrote {run / 'results' / file}")
     if result.defects:
@@ -505,7 +506,7 @@ def compare(
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
-    side_by_side.write_comparison(scores, out)
+    side_by_side.write_comparison(scores, out, side_by_side.languages(runs))
     console.print(f"wrote {out} and {out.with_suffix('.json')}")
 
 

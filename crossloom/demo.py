@@ -56,6 +56,7 @@ STAGES = (
             "examples=64",
             "optim.rate=1e-3",
             "pool=mean",
+            "dev=",
             # what the languages share was learned in pre-training: it is kept
             'optim.factors={"embed": 0.0, "layers.[01]": 0.05}',
             *_SMALL,

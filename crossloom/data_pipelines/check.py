@@ -16,7 +16,7 @@ import numpy as np
 
 from crossloom.data_pipelines import index, remote, summary
 from crossloom.data_pipelines.errors import ShardError, WorkerError
-from crossloom.data_pipelines.read import Reader, sample_json
+from crossloom.data_pipelines.reader import Reader, sample_json
 from crossloom.data_pipelines.shards import Shard, open_shards
 from crossloom.data_pipelines.source import defect, visit
 from crossloom.data_pipelines.summary import Totals

@@ -18,7 +18,7 @@ from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.errors import ShardError
 from crossloom.data_pipelines.index import Entry
 from crossloom.data_pipelines.order import Order, Place
-from crossloom.data_pipelines.read import Reader
+from crossloom.data_pipelines.reader import Reader
 from crossloom.data_pipelines.remote import Command, Patience, RemoteError
 from crossloom.data_pipelines.shards import Shard
 from crossloom.data_pipelines.source import Defect, Source, defect, units_of, visit

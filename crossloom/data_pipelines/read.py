@@ -10,7 +10,6 @@ import numpy as np
 
 from crossloom.data_pipelines.dictionary import Switch, bind
 from crossloom.data_pipelines.links import Links, picture_size
-from crossloom.data_pipelines.passages import Alternating, Following, Switched
 from crossloom.data_pipelines.reader import (
     Labels,
     Reader,
@@ -406,6 +405,9 @@ class Pairs(Reader):
     languages: tuple[str, ...] = ()
     all_languages: bool = False
     """Every language of a pair is an example of its own (evaluation); ``languages`` must be set."""
+    read_as: str = ""
+    """Language that all texts are in, where it is not the one they stand under: pairs that were
+    translated into English stand under the language that they come from."""
 
     def __post_init__(self) -> None:
         _check_listed(self)
@@ -428,7 +430,10 @@ class Pairs(Reader):
         language = found[int(rng.integers(len(found)))]
         sides = ("premise", "hypothesis") if "premise" in pairs[item] else ("hypothesis",)
         passages = tuple(
-            Passage(language, text_of(field_of(pairs[item], side).get(language), f"pairs.{side}"))
+            Passage(
+                self.read_as or language,
+                text_of(field_of(pairs[item], side).get(language), f"pairs.{side}"),
+            )
             for side in sides
         )
         labels = {
@@ -506,12 +511,3 @@ class Labelled(Reader):
             found = ", ".join(sorted(members))
             raise BadSample("missing field", f"no cls, and no 'label' in json; it has {found}")
         return dict(members), {"label": str(label)}
-
-
-READERS: Mapping[str, type[Reader]] = {
-    r.kind: r
-    for r in (
-        Plain, Texts, Blocks, Following, Parallel, Alternating, Switched, Questions, Pairs, Refers,
-        Labelled,
-    )
-}  # fmt: skip

@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from crossloom.data_pipelines.read import sample_json
+from crossloom.data_pipelines.reader import sample_json
 from crossloom.data_pipelines.remote import shown
 from crossloom.data_pipelines.shards import Shard, describe, open_shards
 from crossloom.modalities.regions import read_npz

@@ -14,7 +14,7 @@ from crossloom.data_pipelines import cache
 from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.layouts import misnamed
 from crossloom.data_pipelines.order import VERSION, Order, Place, divide
-from crossloom.data_pipelines.read import Labels, Reader
+from crossloom.data_pipelines.reader import Labels, Reader
 from crossloom.data_pipelines.recent import Recent
 from crossloom.data_pipelines.shards import Entry, Shard, ShardError
 from crossloom.data_pipelines.summary import Listed, one

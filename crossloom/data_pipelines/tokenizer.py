@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crossloom.data_pipelines.mixture import temperature
-from crossloom.data_pipelines.read import sample_json
+from crossloom.data_pipelines.reader import sample_json
 from crossloom.data_pipelines.shards import Shard
 from crossloom.units import BadSample, keyed_rng
 

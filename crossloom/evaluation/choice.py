@@ -1,8 +1,9 @@
 """Tasks that choose one of named classes: one way to train and score them all.
 
 Questions with an answer vocabulary (:mod:`~crossloom.evaluation.vqa`), entailment
-(:mod:`~crossloom.evaluation.entailment`, :mod:`~crossloom.evaluation.xnli`) and statements about
-two pictures (:mod:`~crossloom.evaluation.two_pictures`) differ in their reader, their classes and
+(:mod:`~crossloom.evaluation.entailment`), pairs of sentences across languages
+(:mod:`~crossloom.evaluation.sentence_pairs`) and statements about two pictures
+(:mod:`~crossloom.evaluation.two_pictures`) differ in their reader, their classes and
 the form in which predictions are handed in.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from crossloom.data_pipelines.read import Reader
+from crossloom.data_pipelines.reader import Reader
 from crossloom.data_pipelines.source import Defect
 from crossloom.evaluation.metrics import mean_by
 from crossloom.evaluation.predict import gather, predict

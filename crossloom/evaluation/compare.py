@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from crossloom.evaluation.by_language import Row, rows, tables
 from crossloom.evaluation.plots import spreads
-from crossloom.evaluation.report import Tuned, lookup, tuned_run, tuned_runs
+from crossloom.evaluation.report import Tuned, heat_maps, lookup, tuned_run, tuned_runs
 from crossloom.plugins import find
 from crossloom.training.checkpoint import write_atomically
 from crossloom.training.recipe import Recipe, RecipeError, to_dict
@@ -47,35 +48,25 @@ class Score:
         return f"{self.mean:.3f}{after}"
 
 
+#: Runs that differ in nothing but the seed, with their seeds, by task and what must be equal.
+Groups = dict[tuple[str, str], list[tuple[int, Tuned]]]
+
+
 def compare(runs: Sequence[Path]) -> list[Score]:
     """Scores of all that was fine-tuned from these runs, or of fine-tuned runs given themselves.
 
-    Runs whose recipes differ in nothing but the seed are one system, named after the recipe of the
-    pre-trained run; recipes of one name that differ in more are told apart by their folders.
+    What a run was evaluated on without fine-tuning counts too. Runs whose recipes differ in nothing
+    but the seed are one system, named after the recipe of the pre-trained run; recipes of one name
+    that differ in more are told apart by their folders.
 
     Raises:
         RecipeError: a path is no run directory, nothing was evaluated, or a seed comes twice.
     """
-    tuned = {t.folder.resolve(): t for run in runs for t in _of(run)}
-    if not tuned:
-        raise RecipeError(
-            f"{runs[0]}: nothing fine-tuned and evaluated there or beside it; use "
-            "`crossloom finetune TASK --from RUN` and `crossloom evaluate`"
-        )
-    groups: dict[tuple[str, str], list[tuple[int, Tuned]]] = {}
-    for one in tuned.values():
-        recipe = open_run(one.folder)
-        groups.setdefault((one.task, _identity(recipe, one)), []).append((recipe.seed, one))
+    groups = _groups(runs)
     names = _names(groups)
     scores = []
     for key, members in groups.items():
-        members.sort(key=lambda x: x[0])
         seeds = tuple(seed for seed, _ in members)
-        if len(set(seeds)) < len(seeds):
-            twice = [str(t.folder) for s, t in members if seeds.count(s) > 1]
-            raise RecipeError(
-                f"{' and '.join(twice)}: the same recipe with the same seed; give one of them"
-            )
         for figure, label in find("task", key[0]).headlines.items():
             values = [lookup(t.metrics, figure) for _, t in members]
             if all(v is not None for v in values):
@@ -83,6 +74,52 @@ def compare(runs: Sequence[Path]) -> list[Score]:
                 scratch = members[0][1].scratch
                 scores.append(Score(names[key], scratch, key[0], figure, label, seeds, found))
     return scores
+
+
+def languages(runs: Sequence[Path]) -> list[Row]:
+    """The same by language: a row for each system and task that tells them.
+
+    Raises:
+        RecipeError: as in :func:`compare`.
+    """
+    groups = _groups(runs)
+    names = _names(groups)
+    outcomes = []
+    for key, members in groups.items():
+        for _, one in members:
+            name = f"{names[key]}, from scratch" if one.scratch else names[key]
+            found = one.by_language(name)
+            if found and found.alone:  # its runs differ in the language, and are one row
+                found = replace(found, name=_plain_name(one))
+            if found:
+                outcomes.append(found)
+    return rows(outcomes)
+
+
+def _groups(runs: Sequence[Path]) -> Groups:
+    tuned = {(t.folder.resolve(), t.task): t for run in runs for t in _of(run)}
+    if not tuned:
+        raise RecipeError(
+            f"{runs[0]}: nothing fine-tuned and evaluated there or beside it; use "
+            "`crossloom finetune TASK --from RUN` and `crossloom evaluate`"
+        )
+    groups: Groups = {}
+    for one in tuned.values():
+        recipe = open_run(one.folder)
+        groups.setdefault((one.task, _identity(recipe, one)), []).append((recipe.seed, one))
+    for members in groups.values():
+        members.sort(key=lambda x: x[0])
+        seeds = [seed for seed, _ in members]
+        if len(set(seeds)) < len(seeds):
+            twice = [str(t.folder) for s, t in members if seeds.count(s) > 1]
+            raise RecipeError(
+                f"{' and '.join(twice)}: the same recipe with the same seed; give one of them"
+            )
+    return groups
+
+
+def _plain_name(one: Tuned) -> str:
+    return open_run(one.folder).name.removesuffix(f"-{one.task}")
 
 
 def _of(run: Path) -> list[Tuned]:
@@ -113,13 +150,12 @@ def _without_vocabulary(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _names(groups: Mapping[tuple[str, str], list[tuple[int, Tuned]]]) -> dict[Any, str]:
+def _names(groups: Groups) -> dict[Any, str]:
     """A name for each group: the recipe's, with its first folder where one name means several."""
     plain = {}
     for key, members in groups.items():
         first = members[0][1]
-        name = open_run(first.folder).name.removesuffix(f"-{first.task}")
-        plain[key] = (first.task, name, first.scratch)
+        plain[key] = (first.task, _plain_name(first), first.scratch)
     shared = list(plain.values())
     return {
         key: what[1] if shared.count(what) == 1 else f"{what[1]} ({groups[key][0][1].folder.name})"
@@ -151,8 +187,14 @@ def plot(scores: Sequence[Score]) -> list[str]:
     return out
 
 
-def write_comparison(scores: Sequence[Score], page: Path) -> None:
-    """The page with table and plots, and the figures beside it as JSON."""
+def write_comparison(scores: Sequence[Score], page: Path, by_language: Sequence[Row] = ()) -> None:
+    """The page with tables and plots, and the figures beside it as JSON.
+
+    Args:
+        scores: of :func:`compare`.
+        page: where it is written.
+        by_language: of :func:`languages`.
+    """
     import jinja2
     from markupsafe import Markup
 
@@ -160,9 +202,17 @@ def write_comparison(scores: Sequence[Score], page: Path) -> None:
     template = files("crossloom.evaluation").joinpath("compare.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     body = environment.from_string(template).render(
-        head=head, rows=rows, plots=[Markup(p) for p in plot(scores)]
+        head=head,
+        rows=rows,
+        plots=[Markup(p) for p in plot(scores)],
+        languages=tables(by_language),
+        heat=[Markup(p) for p in heat_maps(by_language)],
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, body)
+    if by_language:
+        told = [asdict(r) | {"tuned": sorted(r.tuned)} for r in by_language]
+        beside = page.with_name(f"{page.stem}.languages.json")
+        write_atomically(beside, json.dumps(told, indent=1, ensure_ascii=False))
     figures = [asdict(s) | {"mean": s.mean, "spread": s.spread} for s in scores]
     write_atomically(page.with_suffix(".json"), json.dumps(figures, indent=1, ensure_ascii=False))

@@ -1,8 +1,9 @@
-"""Examples read once, and the features that a contrastive head gives of one stream of them."""
+"""Examples read once; what a contrastive head, or the layers themselves, make of their stream."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -94,3 +95,51 @@ def features(
             encoded = model.encode(shown.to(device), layers=layers)
             rows.append(head.features(encoded, stream).float().cpu())
     return torch.cat(rows)
+
+
+def layers_of(recipe: Recipe, stream: str) -> int:
+    """How many layers a stream goes through: after so many its states are final."""
+    return recipe.plan.settled[stream] + 1
+
+
+def means(
+    model: CrossloomModel,
+    recipe: Recipe,
+    stream: str,
+    examples: Sequence[Example],
+    layers: Sequence[int],
+    *,
+    size: int = 128,
+) -> dict[int, Tensor]:
+    """Mean states ``[E, width]`` over each example's units after each layer, on the CPU.
+
+    The stream is shown by itself. All its units count, specials too.
+
+    Args:
+        model: in any mode; evaluated without dropout.
+        recipe: whose modalities the model has.
+        stream: of the examples.
+        examples: which have the stream.
+        layers: 0 for the embedding, then from 1 to :func:`layers_of`, after which the last norm
+            follows where the plan has one.
+        size: examples in one forward pass.
+    """
+    collator = evaluation_collator(recipe)
+    view = View(name="features", streams=(stream,), apart=True)
+    device = next(model.parameters()).device
+    last = layers_of(recipe, stream)
+    between = tuple(n for n in layers if 0 < n < last)
+    # neighbours in length pass together; rows come back in the order of the examples
+    order = sorted(range(len(examples)), key=lambda n: len(examples[n].units[stream]))
+    rows: dict[int, list[Tensor]] = {n: [] for n in layers}
+    model.eval()
+    with torch.inference_mode():
+        for begin in range(0, len(order), size):
+            some = [examples[n] for n in order[begin : begin + size]]
+            encoded = model.encode(collator.show(view, some).to(device), layers=between)
+            states = {0: encoded.embedded, **encoded.middle, last: encoded.states}
+            for n in layers:
+                rows[n].append(replace(encoded, states=states[n]).mean(stream).float().cpu())
+    back = torch.empty(len(order), dtype=torch.long)
+    back[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
+    return {n: torch.cat(parts)[back] for n, parts in rows.items()}

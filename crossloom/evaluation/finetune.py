@@ -15,9 +15,10 @@ from crossloom.evaluation.task import Result, Task, Watch
 from crossloom.plugins import find
 from crossloom.training.checkpoint import write_atomically
 from crossloom.training.environment import Environment
+from crossloom.training.held import Best
 from crossloom.training.loop import Progress, train
 from crossloom.training.recipe import Recipe, RecipeError, explain, override
-from crossloom.training.run import load_weights, make_model, open_run, start_from
+from crossloom.training.run import SELECTED, load_weights, make_model, open_run, start_from
 
 
 def make_task(name: str, assignments: Sequence[str] = ()) -> tuple[Task, list[str]]:
@@ -45,7 +46,7 @@ def make_task(name: str, assignments: Sequence[str] = ()) -> tuple[Task, list[st
 def _value(text: str) -> Any:
     """What YAML says a text is, or the text: of shards ``{dev,test}-*.tar`` is no mapping."""
     try:
-        return yaml.safe_load(text)
+        return yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         return text
 
@@ -114,7 +115,7 @@ def evaluate(
     if fresh:
         raise RecipeError(f"{file}: lacks {fresh[0]}; was it made by another recipe?")
     result = task.evaluate(model.to(environment.device), recipe, watch)
-    result = replace(result, split=task.split(recipe))
+    result = replace(result, split=task.split(recipe), selected_by=_selected_by(run, recipe))
     if environment.main:
         folder = run / "results"
         folder.mkdir(exist_ok=True)
@@ -122,9 +123,21 @@ def evaluate(
     return result
 
 
+def _selected_by(run: Path, recipe: Recipe) -> str:
+    """How the weights of a run were chosen, in words."""
+    if not (run / SELECTED).is_file():
+        return "the last step"
+    best = Best(**json.loads((run / SELECTED).read_text()))
+    component = recipe.mixture[best.by.partition("/")[0]]
+    languages = ", ".join(getattr(component.reader, "languages", ())) or "all languages"
+    what = "share right" if best.figure == "correct" else best.figure
+    return f"{what} on {component.held} ({languages}): {best.value:.4f} after {best.step} steps"
+
+
 def _write(folder: Path, name: str, result: Result) -> None:
     body: dict[str, Any] = {
         "split": result.split,
+        "selected_by": result.selected_by,
         "metrics": result.metrics,
         "files": list(result.files),
         "bad": [list(d) for d in result.defects],

@@ -85,6 +85,27 @@ def by_language(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {**means, "non_english": mean_of(foreign), "by_language": dict(found)}
 
 
+def seen_and_unseen(
+    by_language: Mapping[str, float], seen: Sequence[str]
+) -> dict[str, float | None]:
+    """Means over languages: ``mean``, ``fine_tuned_mean`` and ``zero_shot_mean``.
+
+    Args:
+        by_language: the score in each language tested.
+        seen: languages fine-tuned on; empty for all.
+
+    Returns:
+        Each mean, None where no language is.
+    """
+    known = {code for code in by_language if not seen or code in seen}
+    parts = {
+        "mean": list(by_language.values()),
+        "fine_tuned_mean": [v for k, v in by_language.items() if k in known],
+        "zero_shot_mean": [v for k, v in by_language.items() if k not in known],
+    }
+    return {k: float(np.mean(v)) if v else None for k, v in parts.items()}
+
+
 def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, float]:
     """Nested metrics as ``a.b.c`` → number."""
     out: dict[str, float] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 INK, SOFT, ACCENT, OTHER = "#1d2433", "#8a93a6", "#2563eb", "#d97706"
@@ -65,10 +65,8 @@ def curves(
     return _svg(figure)
 
 
-def bars(
-    groups: Sequence[str], series: Mapping[str, Sequence[float]], title: str, chance: float = 0.0
-) -> str:
-    """Grouped bars of shares in 0..1; ``chance`` draws a dashed line."""
+def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], title: str) -> str:
+    """Grouped bars of shares in 0..1."""
     figure, axes = _figure(5.2, 2.9)
     width = 0.8 / max(1, len(series))
     for number, (label, values) in enumerate(series.items()):
@@ -76,10 +74,6 @@ def bars(
         axes.bar(places, values, width * 0.92, label=label, color=[ACCENT, OTHER, SOFT][number % 3])
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylim(0, 1)
-    if chance:
-        axes.axhline(chance, color=INK, linewidth=0.8, linestyle="--")
-        beside = axes.get_yaxis_transform()
-        axes.text(1.01, chance, "chance", fontsize=8, va="center", color=INK, transform=beside)
     _titled(figure, title)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(series))
     return _svg(figure)
@@ -128,3 +122,88 @@ def moves(rows: Mapping[str, tuple[float, float]], title: str, labels: tuple[str
     _titled(figure, title)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     return _svg(figure)
+
+
+#: Languages side by side in a heat map; more are drawn below one another.
+ACROSS = 20
+
+
+def heat_map(
+    rows: Mapping[str, Mapping[str, float]],
+    groups: Mapping[str, Sequence[str]],
+    framed: Mapping[str, Collection[str]],
+    title: str,
+) -> str:
+    """A row for each name, a cell for each language that it has a score in, 0..1, told as percent.
+
+    Args:
+        rows: scores by language, by name.
+        groups: languages by script, which stand together.
+        framed: by name, languages with a frame around their cells.
+        title: of the plot.
+    """
+    flat = [(script, code) for script, codes in groups.items() for code in codes]
+    panels = [flat[n : n + ACROSS] for n in range(0, len(flat), ACROSS)]
+    values = [v for scores in rows.values() for v in scores.values()]
+    low, high = min(values), max(max(values), min(values) + 0.05)
+    wide = max(map(len, panels))
+    # one more cell of height for each panel's head
+    tall = 0.3 * len(rows) + 0.75
+    figure, _ = _figure(2.4 + 0.42 * wide, 0.35 + tall * len(panels))
+    figure.clear()
+    drawn = figure.subplots(len(panels), squeeze=False)[:, 0]
+    for axes, panel in zip(drawn, panels, strict=True):
+        _cells(axes, rows, panel, framed, (low, high))
+        axes.set_xlim(-0.5, wide - 0.5)
+    _titled(figure, title)
+    return _svg(figure)
+
+
+def _cells(
+    axes: Any,
+    rows: Mapping[str, Mapping[str, float]],
+    panel: Sequence[tuple[str, str]],
+    framed: Mapping[str, Collection[str]],
+    limits: tuple[float, float],
+) -> None:
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    low, high = limits
+    for y, (name, scores) in enumerate(rows.items()):
+        for x, (_, code) in enumerate(panel):
+            if code not in scores:
+                continue
+            share = (scores[code] - low) / (high - low)
+            corner = (x - 0.47, y - 0.45)
+            axes.add_patch(
+                Rectangle(corner, 0.94, 0.9, color=colormaps["Blues"](0.08 + 0.8 * share))
+            )
+            ink = "white" if share > 0.6 else INK
+            told = f"{100 * scores[code]:.0f}"
+            axes.text(x, y, told, ha="center", va="center", fontsize=8, color=ink)
+            if code in framed.get(name, ()):
+                axes.add_patch(
+                    Rectangle(corner, 0.94, 0.9, fill=False, edgecolor=OTHER, linewidth=1.6)
+                )
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_xticks(range(len(panel)), [code for _, code in panel], rotation=0)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, labelsize=8, colors=INK)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    scripts = [script for script, _ in panel]
+    for script in dict.fromkeys(scripts):
+        first, count = scripts.index(script), scripts.count(script)
+        # a name wider than its languages is shortened
+        told = script if len(script) <= 5 * count else f"{script[: 5 * count - 1]}."
+        place = axes.get_xaxis_transform()
+        axes.plot(
+            [first - 0.45, first + count - 0.55], [-0.06] * 2, color=SOFT, linewidth=0.8,
+            transform=place, clip_on=False,
+        )  # fmt: skip
+        axes.text(
+            first + (count - 1) / 2, -0.1, told, ha="center", va="top", fontsize=7.5, color=SOFT,
+            transform=place,
+        )  # fmt: skip

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from crossloom.data_pipelines.shards import ShardError
+from crossloom.evaluation.by_language import Outcome, Row, columns, outcome, rows, tables
 from crossloom.evaluation.finetune import make_task
 from crossloom.evaluation.look import Album, Gaze, gazes
-from crossloom.evaluation.plots import bars, curves, moves
-from crossloom.plugins import find
+from crossloom.evaluation.plots import bars, curves, heat_map, moves
+from crossloom.plugins import find, listed
 from crossloom.training.checkpoint import write_atomically
 from crossloom.training.meters import read_journal
 from crossloom.training.recipe import Recipe, to_yaml
@@ -33,13 +34,37 @@ class Tuned:
     scratch: bool
     metrics: dict[str, Any]
     records: list[dict[str, Any]]
+    selected_by: str = ""
+    trained: bool = True  #: False: evaluated as it was pre-trained
+
+    def by_language(self, name: str) -> Outcome | None:
+        """What it tells by language, under a name; None where it tells nothing."""
+        return outcome(name, self.task, self.metrics, self.settings, self.trained)
 
 
 def tuned_runs(run: Path) -> list[Tuned]:
-    """Evaluated runs beside ``run`` whose names begin with its name, and runs inside it."""
+    """What ``run`` itself was evaluated on, and evaluated runs beside or inside it.
+
+    Those beside it have names that begin with its name.
+    """
     beside = [p for p in run.parent.glob(f"{run.name}-*") if p.is_dir()]
     folders = sorted({*beside, *(p.parent for p in run.glob("*/task.json"))})
-    return [found for folder in folders if (found := tuned_run(folder))]
+    return [
+        *untuned_results(run),
+        *(found for folder in folders if (found := tuned_run(folder))),
+    ]
+
+
+def untuned_results(run: Path) -> list[Tuned]:
+    """Results of tasks that the run was not fine-tuned on."""
+    known = run / "task.json"
+    own = json.loads(known.read_text())["task"] if known.is_file() else ""
+    names = sorted(p.name for p in listed("task") if p.name != own)
+    return [
+        _result(run, name, {}, [], scratch=False, trained=False)
+        for name in names
+        if (run / "results" / f"{name}.json").is_file()
+    ]
 
 
 def tuned_run(folder: Path) -> Tuned | None:
@@ -47,18 +72,35 @@ def tuned_run(folder: Path) -> Tuned | None:
     if not (folder / "task.json").is_file():
         return None
     known = json.loads((folder / "task.json").read_text())
-    result = folder / "results" / f"{known['task']}.json"
-    if not result.is_file():
+    task = known["task"]
+    if not (folder / "results" / f"{task}.json").is_file():
         return None
-    lines = (folder / "results" / f"{known['task']}.records.jsonl").read_text().splitlines()
+    scratch = not open_run(folder).start
+    assignments = known.get("assignments", [])
+    return _result(folder, task, known["settings"], assignments, scratch=scratch, trained=True)
+
+
+def _result(
+    folder: Path,
+    task: str,
+    settings: dict[str, Any],
+    assignments: list[str],
+    *,
+    scratch: bool,
+    trained: bool,
+) -> Tuned:
+    body = json.loads((folder / "results" / f"{task}.json").read_text())
+    lines = (folder / "results" / f"{task}.records.jsonl").read_text().splitlines()
     return Tuned(
         folder,
-        known["task"],
-        known["settings"],
-        known.get("assignments", []),
-        not open_run(folder).start,
-        json.loads(result.read_text())["metrics"],
+        task,
+        settings,
+        assignments,
+        scratch,
+        body["metrics"],
         [json.loads(x) for x in lines if x],
+        body.get("selected_by", ""),
+        trained,
     )
 
 
@@ -85,6 +127,7 @@ def write_report(runs: Sequence[Path], page: Path) -> None:
     tuned = tuned_runs(run)
     best = {t.task: t for t in tuned if not t.scratch}
     fresh = {t.task: t for t in tuned if t.scratch}
+    by_language = rows(_outcomes(tuned))
     template = files("crossloom.evaluation").joinpath("report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     body = environment.from_string(template).render(
@@ -93,6 +136,8 @@ def write_report(runs: Sequence[Path], page: Path) -> None:
         facts=_facts(run, recipe, journal),
         scores=_scores(best, fresh),
         details=[Markup(s) for s in _details(best, fresh)],
+        languages=tables(by_language),
+        heat=[Markup(s) for s in heat_maps(by_language)],
         curves=[Markup(s) for s in (*_curves(journal), *_shares(run))],
         answers=_answers(best.get("vqa")),
         searches=_searches(best.get("retrieval")),
@@ -100,7 +145,7 @@ def write_report(runs: Sequence[Path], page: Path) -> None:
         tuned=", ".join(best["xnli"].settings["languages"]) if "xnli" in best else "",
         commands=_commands(recipe, tuned),
         recipes=[(run.name, to_yaml(recipe))]
-        + [(t.folder.name, to_yaml(open_run(t.folder))) for t in tuned],
+        + [(t.folder.name, to_yaml(open_run(t.folder))) for t in tuned if t.trained],
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, body)
@@ -140,29 +185,51 @@ def _scores(best: dict[str, Tuned], fresh: dict[str, Tuned]) -> list[dict[str, A
             if value is None:
                 continue
             scratch = lookup(fresh[task].metrics, path) if task in fresh else None
-            rows.append({"task": task, "metric": label, "value": value, "scratch": scratch})
+            rows.append({"task": task, "metric": label, "value": value, "scratch": scratch,
+                         "selected_by": one.selected_by})  # fmt: skip
     return rows
 
 
+def _outcomes(tuned: Sequence[Tuned]) -> Iterator[Outcome]:
+    for one in tuned:
+        name = "from scratch" if one.scratch else "fine-tuned" if one.trained else "as pre-trained"
+        if found := one.by_language(name):
+            yield found
+
+
+def heat_maps(shown: Sequence[Row]) -> list[str]:
+    """A heat map for each task, with its rows by their names."""
+    out = []
+    for task in dict.fromkeys(row.task for row in shown):
+        mine = [row for row in shown if row.task == task]
+        out.append(
+            heat_map(
+                {row.name: row.scores for row in mine},
+                columns(mine),
+                {row.name: row.tuned for row in mine},
+                f"{task} by language, %",
+            )
+        )
+    return out
+
+
 def _details(best: dict[str, Tuned], fresh: dict[str, Tuned]) -> list[str]:
-    plots = []
-    for task, name, title, chance in (
-        ("xnli", "by_language", "Inference accuracy by language", 1 / 3),
-        ("vqa", "by_kind", "Answers by kind of question", 0.0),
-    ):
-        if task not in best or not best[task].metrics.get(name):
-            continue
-        groups = list(best[task].metrics[name])
-        series = {"pre-trained": [best[task].metrics[name][g] for g in groups]}
-        if task in fresh:
-            series["from scratch"] = [fresh[task].metrics[name].get(g, 0.0) for g in groups]
-        plots.append(bars(groups, series, title, chance))
-    return plots
+    kinds = best["vqa"].metrics.get("by_kind") if "vqa" in best else None
+    if not kinds:
+        return []
+    series = {"pre-trained": list(kinds.values())}
+    if "vqa" in fresh:
+        series["from scratch"] = [fresh["vqa"].metrics["by_kind"].get(k, 0.0) for k in kinds]
+    return [bars(list(kinds), series, "Answers by kind of question")]
 
 
 def _curves(journal: Sequence[dict[str, Any]]) -> list[str]:
     names = sorted({k for x in journal for k in x})
-    held = {n: n.removeprefix("held/").removesuffix("/loss") for n in names if n[:5] == "held/"}
+    held = {
+        n: n.removeprefix("held/").removesuffix("/loss")
+        for n in names
+        if n.startswith("held/") and n.endswith("/loss")
+    }
     losing = [n for n in names if n.endswith("/loss") and n not in held]
     objectives = sorted(n.removesuffix("/loss") for n in losing)
     # every objective has a label in both plots, so that it has one colour
@@ -299,6 +366,7 @@ def _commands(recipe: Recipe, tuned: Sequence[Tuned]) -> list[str]:
     for one in tuned:
         words = ["crossloom", "finetune", one.task, *one.assignments, "--from", recipe.name]
         words += ["--scratch"] if one.scratch else []
-        lines.append(shlex.join(words))
+        if one.trained:
+            lines.append(shlex.join(words))
         lines.append(f"crossloom evaluate {one.task} --from {one.folder.name}")
     return lines

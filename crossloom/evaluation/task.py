@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
+from crossloom.data_pipelines.reader import Reader
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.source import Defect, Source
+from crossloom.modalities.text import Text
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.objective import Objective
 from crossloom.objectives.pool import Pool
@@ -16,6 +18,8 @@ from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe, RecipeError
 from crossloom.training.schedule import Schedule
 
+#: The component that is measured, not trained on, and how many batches of it: all there are.
+DEV, WHOLE = "dev", 10**9
 Trained = TypeVar("Trained", bound=Objective)
 #: Called with (examples done, examples in all).
 Watch = Callable[[int, int], None]
@@ -26,7 +30,8 @@ class Result:
     """A task's outcome on one split."""
 
     metrics: dict[str, Any]
-    """Nested by name; shares in 0..1."""
+    """Nested by name; shares in 0..1. ``by_language`` is what tables and heat maps by language
+    show: the figure that stands for the task, in each language."""
     records: list[dict[str, Any]] = field(default_factory=list)
     """One for each example (or query): key, what was asked, predicted and right."""
     defects: list[Defect] = field(default_factory=list)
@@ -34,6 +39,8 @@ class Result:
     """Predictions in the benchmark's own form: content by file name."""
     split: str = ""
     """The split scored, as the shards' names tell it: ``test``, or ``testA, testB``."""
+    selected_by: str = ""
+    """How the weights scored were chosen among those of fine-tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,11 @@ class Task(ABC):
     """The figures that stand for the task, by dotted path in its metrics, with how to call them."""
     train: str = "train-*.tar"
     test: str = "test-*.tar"
+    dev: str = ""
+    """Shards by which the weights are selected: those that do best on them while fine-tuning, on
+    all of their whole batches. Empty for the last weights."""
+    dev_every: int = 100
+    """Steps between such measurements."""
     text: str = "text"
     """The text stream."""
     pool: Pool = "first"
@@ -73,6 +85,10 @@ class Task(ABC):
     def component(self, recipe: Recipe) -> Component:
         """What fine-tuning reads."""
 
+    def dev_reader(self, recipe: Recipe) -> Reader:
+        """What of the ``dev`` shards is read; as fine-tuning reads, if not said otherwise."""
+        return self.component(recipe).reader
+
     @abstractmethod
     def evaluate(self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None) -> Result:
         """Score a fine-tuned (or zero-shot) model on the test shards of ``recipe.data``."""
@@ -85,6 +101,16 @@ class Task(ABC):
             start: run whose weights are taken; empty trains the same from scratch.
         """
         streams = self.streams(base)
+        mixture = {self.kind: self.component(base)}
+        if self.dev:
+            # never drawn: only measured
+            mixture[DEV] = replace(
+                mixture[self.kind],
+                shards=self.dev,
+                held=self.dev,
+                reader=self.dev_reader(base),
+                weight=0.0,
+            )
         return replace(
             base,
             name=f"{base.name}-{self.kind}",
@@ -93,10 +119,13 @@ class Task(ABC):
             tied={s: o for s, o in base.tied.items() if s in streams and o in streams},
             marked=tuple(s for s in base.marked if s in streams),
             objectives=dict(self.objectives(base)),
-            mixture={self.kind: self.component(base)},
+            mixture=mixture,
             # stages and pauses of pre-training speak of components that are not here
             phases=(),
-            held_every=0,
+            held_every=self.dev_every if self.dev else 0,
+            held_steps=WHOLE,
+            select=f"{DEV}/{mixture[self.kind].objectives[0]}" if self.dev else "",
+            ema=0.0 if self.dev else base.ema,
             pace=None,
             start=start,
             steps=self.budget.steps,
@@ -167,3 +196,16 @@ def other_stream(recipe: Recipe, text: str) -> str:
             f"there are {', '.join(others) or 'none'}: name it with image=STREAM"
         )
     return others[0]
+
+
+def with_characters(recipe: Recipe, stream: str, *, stride: int = 0) -> Recipe:
+    """The recipe with a text that tells its characters, in windows if it has a stride.
+
+    Raises:
+        RecipeError: the stream is no text.
+    """
+    text = recipe.modalities[stream]
+    if not isinstance(text, Text):
+        raise RecipeError(f"{recipe.name}: {stream!r} is of kind {text.kind!r}, not a text")
+    told = replace(text, characters=True, stride=stride)
+    return replace(recipe, modalities={**recipe.modalities, stream: told})

@@ -91,6 +91,12 @@ class Text(Modality):
     """Tell the sentences of a text apart (target ``sentence``: a number, -1 for specials), so that
     they can change places (``Hide.permute``). One ends with a full stop, question or exclamation
     mark, and quotes or brackets after it, where a new word follows."""
+    characters: bool = False
+    """Tell what each unit stands for (target ``characters``, three numbers: of the passage, of its
+    first character and of the one past its last; -1 for specials): to score words, or spans."""
+    stride: int = 0
+    """Where the last passage does not fit, show a window of it, drawn anew at each visit; windows
+    begin so many units apart (BERT's ``doc_stride``: 128). 0 to show its beginning."""
     restart: bool = False
     """Restart positions at the second passage (TLM in XLM)."""
     norm: bool = True
@@ -150,6 +156,27 @@ class Text(Modality):
 
     def decode(self, sample: Sample, rng: np.random.Generator) -> Units:
         """Units of the sample's passages."""
+        if not self.stride:
+            return self._decode(sample)
+        begins = self._windows(sample)
+        return self._decode(sample, begins[int(rng.integers(len(begins)))])
+
+    def windows(self, sample: Sample) -> list[Units]:
+        """Units of every window of the last passage, each with the whole of the others."""
+        return [self._decode(sample, begin) for begin in self._windows(sample)]
+
+    def _windows(self, sample: Sample) -> list[int]:
+        """Units of the last passage at which its windows begin."""
+        passages = _passages(sample, self.field)
+        *others, last = (len(self.vocab.encode(p.text)) for p in passages)
+        specials = len(self._decode({self.field: [Passage(p.language, "a") for p in passages]}))
+        room = self.limit - (specials - len(passages) * len(self.vocab.encode("a")))
+        # as much of the others as _cut leaves them
+        room = max(room - sum(others), room // 2)
+        return [0, *range(self.stride, last - room + self.stride, self.stride)]
+
+    def _decode(self, sample: Sample, skipped: int = 0) -> Units:
+        """Units of the passages, without the first so many of the last."""
         passages = _passages(sample, self.field)
         vocab = self.vocab
         pieces = [vocab.encode(p.text) for p in passages]
@@ -167,6 +194,7 @@ class Text(Modality):
                 heads[0] = [sign]
             else:
                 tails[-1].append(sign)
+        pieces[-1] = pieces[-1][skipped:]
         pieces = _cut(pieces, self.limit - sum(map(len, [*heads, *tails])))
         ids: list[Array] = []
         inside: list[Array] = []
@@ -178,6 +206,7 @@ class Text(Modality):
         bound: list[Array] = []
         sentence: list[Array] = []
         begins: list[int] = []
+        characters: list[Array] = []
         groups = told = 0
         for number, (passage, part) in enumerate(zip(passages, pieces, strict=True)):
             head, tail = heads[number], tails[number]
@@ -198,6 +227,12 @@ class Text(Modality):
                 numbers = _sentences([vocab.pieces[i] for i in part], starts) + told
                 told = int(numbers[-1]) + 1
                 sentence.append(np.concatenate([[-1] * len(head), numbers, [-1] * len(tail)]))
+            if self.characters:
+                at = skipped if number == len(passages) - 1 else 0
+                spans = vocab.spans(passage.text)[at : at + len(part)]
+                spans = np.insert(spans, 0, number, axis=1)
+                characters.append(np.pad(spans, ((len(head), len(tail)), (0, 0)),
+                                         constant_values=-1))  # fmt: skip
             if self._refers:
                 named = _numbered(vocab.spans(passage.text)[: len(part)], passage.refers)
                 refers.append(np.concatenate([[-1] * len(head), named, [-1] * len(tail)]))
@@ -223,6 +258,8 @@ class Text(Modality):
         targets = {"token": token.copy()}
         if self.sentences:
             targets["sentence"] = np.concatenate(sentence).astype(np.int64)
+        if self.characters:
+            targets["characters"] = np.concatenate(characters).astype(np.int64)
         units = make_units(
             content,
             targets=targets,
@@ -276,6 +313,7 @@ class Text(Modality):
         content |= {"segment": one} if self.segments > 1 else {}
         content |= {"refers": one - 1} if self._refers else {}
         targets = {"token": one} | ({"sentence": one - 1} if self.sentences else {})
+        targets |= {"characters": np.full((1, 3), -1)} if self.characters else {}
         return make_units(content, targets=targets, maskable=np.zeros(1, bool))
 
     def longest(self) -> int:
@@ -374,6 +412,9 @@ def fill(units: Units, limit: int, pad: int) -> Units:
     targets = {"token": content["token"].copy()}
     if "sentence" in units.targets:
         targets["sentence"] = np.append(units.targets["sentence"], np.repeat(-1, count))
+    if "characters" in units.targets:
+        told = units.targets["characters"]
+        targets["characters"] = np.pad(told, ((0, count), (0, 0)), constant_values=-1)
     return make_units(
         content,
         targets=targets,

@@ -54,7 +54,7 @@ class Classify(Objective):
         Raises:
             ValueError: their file cannot be read, or there are not as many as ``count`` says.
         """
-        found = _listed(self.classes) if isinstance(self.classes, str) else self.classes
+        found = listed(self.classes) if isinstance(self.classes, str) else self.classes
         if self.count and len(found) != self.count:
             where = self.classes if isinstance(self.classes, str) else "classes"
             raise ValueError(
@@ -103,7 +103,12 @@ class Classify(Objective):
 
 
 @lru_cache(maxsize=8)
-def _listed(path: str) -> tuple[str, ...]:
+def listed(path: str) -> tuple[str, ...]:
+    """Classes as a file lists them, one a line.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
         return tuple(x for x in Path(path).read_text("utf-8").split("\n") if x)
     except OSError as error:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality
-from crossloom.objectives.objective import Aim, Head, Objective, example_aim
+from crossloom.objectives.objective import Aim, Head, Objective, by_example, example_aim
 from crossloom.objectives.view import Shown
 from crossloom.units import Array
 
@@ -112,8 +112,5 @@ class GroundHead(Head):
 
     def predict(self, encoded: Encoded) -> Tensor:
         """Scores ``[E, most]``, -inf where an example has no unit."""
-        flat = encoded.view.streams[self.stream]
         score = self.score(encoded.states[self.stream]).squeeze(1).float()
-        place = torch.arange(self.most, device=score.device)
-        index = (flat.start[:, None] + place).clamp(max=len(score) - 1)
-        return score[index].masked_fill(place >= flat.length[:, None], -torch.inf)
+        return by_example(score, encoded.view.streams[self.stream], self.most, -torch.inf)

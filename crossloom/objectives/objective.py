@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from crossloom.batch import AimBatch, Encoded
+from crossloom.batch import AimBatch, Encoded, Stream
 from crossloom.modalities.modality import Modality
 from crossloom.objectives.view import Shown, View
 from crossloom.units import Array, keyed_rng
@@ -182,6 +183,24 @@ def need(name: str, others: Mapping[str, Objective]) -> Objective:
 def mark(key: str) -> Array:
     """A 63-bit hash of an example's sample, int64 ``[]``, at least 1: tells its other examples."""
     return np.array(keyed_rng(key.split("#")[0]).integers(1, 2**63 - 1), np.int64)
+
+
+def by_example(rows: Tensor, flat: Stream, most: int, empty: float) -> Tensor:
+    """Values of a stream's units, ``[N, ...]``, example by example.
+
+    Args:
+        rows: one for each unit.
+        flat: the stream.
+        most: units that an example has at most.
+        empty: where an example has fewer.
+
+    Returns:
+        ``[E, most, ...]``.
+    """
+    place = torch.arange(most, device=rows.device)
+    index = (flat.start[:, None] + place).clamp(max=len(rows) - 1)
+    there = (place < flat.length[:, None]).reshape(*index.shape, *[1] * (rows.dim() - 1))
+    return rows[index].masked_fill(~there, empty)
 
 
 def example_aim(value: Array) -> Aim:

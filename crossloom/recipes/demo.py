@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from crossloom.data_pipelines.read import Parallel, Reader, Texts
+from crossloom.data_pipelines.read import Parallel, Texts
+from crossloom.data_pipelines.reader import Reader
 from crossloom.modalities.regions import Regions
 from crossloom.modalities.text import Text
 from crossloom.models.presets import single_stream

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from crossloom.data_pipelines.read import Blocks, Parallel, Reader
+from crossloom.data_pipelines.read import Blocks, Parallel
+from crossloom.data_pipelines.reader import Reader
 from crossloom.modalities.modality import Modality
 from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from crossloom.data_pipelines.read import Parallel, Reader, Texts
+from crossloom.data_pipelines.read import Parallel, Texts
+from crossloom.data_pipelines.reader import Reader
 from crossloom.data_pipelines.world.languages import LANGUAGES as SPOKEN
 from crossloom.modalities.names import Names
 from crossloom.objectives.presets import REGIONS, itm, mlm, mrtm, vtlm

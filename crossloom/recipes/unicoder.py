@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from crossloom.data_pipelines.passages import Alternating
-from crossloom.data_pipelines.read import Parallel, Reader
+from crossloom.data_pipelines.read import Parallel
+from crossloom.data_pipelines.reader import Reader
 from crossloom.models.plan import Plan
 from crossloom.objectives.presets import clmlm, clwr, mmlm, same_passages, tlm
 from crossloom.recipes.parts import TEXT, tiny_plan, train

@@ -1,4 +1,4 @@
-"""Losses on data held back, measured while a run trains, and the pace that follows from them."""
+"""Figures on data held back, measured while a run trains: the pace and the weights they choose."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from crossloom.training.recipe import Pace, Recipe
 from crossloom.training.run import make_part
 from crossloom.units import Defect
 
-#: Losses by component, then by objective.
-Losses = Mapping[str, Mapping[str, float]]
+#: By component, then by objective: ``loss``, and ``correct`` where the head tells the share right.
+Measured = Mapping[str, Mapping[str, Mapping[str, float]]]
 Note = Callable[[Iterable[Defect]], None]
 
 
@@ -43,8 +43,8 @@ class Held:
                 once = Mixture({name: 1.0}, seed=recipe.seed)
                 self.stacks[name] = Stack({name: part}, once, collator, recipe.examples)
 
-    def measure(self, engine: Engine, note: Note) -> dict[str, dict[str, float]]:
-        """Mean losses, by component and objective, over at most ``held_steps`` batches of each.
+    def measure(self, engine: Engine, note: Note) -> Measured:
+        """Means over the slots of at most ``held_steps`` batches of each component.
 
         Args:
             engine: that trains the model.
@@ -52,7 +52,7 @@ class Held:
         """
         return {name: self._one(engine, stack, note) for name, stack in self.stacks.items()}
 
-    def _one(self, engine: Engine, stack: Stack, note: Note) -> dict[str, float]:
+    def _one(self, engine: Engine, stack: Stack, note: Note) -> dict[str, dict[str, float]]:
         (part,) = stack.parts.values()
         whole = len(part.source) // (self.recipe.examples * self.recipe.micro)
         steps = range(max(1, min(self.recipe.held_steps, whole)))
@@ -65,10 +65,37 @@ class Held:
                 note(batch.defects)
                 for name in counts:
                     counts[name] += batch.counts[name]
-        local = [float(total[n]["loss"]) for n in counts]
+        told = [(n, m) for n in counts for m in ("loss", "correct") if m in total[n]]
+        local = [float(total[n][m]) for n, m in told]
         found = self.environment.total([*local, *counts.values()])
-        losses, slots = found[: len(counts)], found[len(counts) :]
-        return {n: x / k for n, x, k in zip(counts, losses, slots, strict=True) if k}
+        slots = dict(zip(counts, found[len(told) :], strict=True))
+        means: dict[str, dict[str, float]] = {}
+        for (name, meter), value in zip(told, found, strict=False):
+            if slots[name]:
+                means.setdefault(name, {})[meter] = value / slots[name]
+        return means
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best measurement so far of the figure by which weights are selected."""
+
+    by: str  #: component/objective
+    figure: str  #: ``correct``, the higher the better; else ``loss``
+    value: float
+    step: int  #: steps done when it was measured
+
+    def beaten(self, other: Best) -> bool:
+        """Whether another measurement is better; of equal ones the earlier stays."""
+        return other.value > self.value if self.figure == "correct" else other.value < self.value
+
+
+def figure(by: str, measured: Measured, step: int) -> Best:
+    """The figure named ``component/objective`` in a measurement."""
+    component, _, objective = by.partition("/")
+    meters = measured[component][objective]
+    meter = "correct" if "correct" in meters else "loss"
+    return Best(by, meter, meters[meter], step)
 
 
 @dataclass

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from torch import Tensor
 
 from crossloom.batch import Batch
 from crossloom.data_pipelines.loader import Shares, killed, load
@@ -22,12 +25,13 @@ from crossloom.objectives.reconstruct import ReconstructHead
 from crossloom.training import checkpoint, sampling
 from crossloom.training.engine import Engine
 from crossloom.training.environment import Environment, peak, workers
-from crossloom.training.held import Held, Losses, paced
+from crossloom.training.held import Best, Held, Measured, figure, paced
 from crossloom.training.meters import Journal, Meters
 from crossloom.training.quarantine import Badness, Quarantine, RunError
 from crossloom.training.recipe import Phase, Recipe, RecipeError, from_yaml, to_yaml
 from crossloom.training.run import (
     RECIPE,
+    SELECTED,
     WEIGHTS,
     check_identities,
     continued,
@@ -137,6 +141,7 @@ def train(
     environment.barrier()
     run = _Run(recipe, out, environment, model, engine, badness, stack.fingerprints())
     run.measured = list(found.notes.get("held", [])) if found else []
+    run.best = Best(**found.notes["best"]) if found and found.notes.get("best") else None
     with Stop() as stop:
         try:
             return run.steps(stack, shares, first, stop, display)
@@ -177,6 +182,8 @@ class _Run:
     data: dict[str, str]
     measured: list[dict[str, float]] = field(default_factory=list)
     """Held-out losses by component, of each measurement so far: what a pace follows."""
+    best: Best | None = None
+    """The measurement whose weights are selected so far."""
 
     def steps(
         self,
@@ -217,16 +224,17 @@ class _Run:
                 fill=[b.fill for b in mine],
             )
             last = step == recipe.steps or stopping
-            losses: Losses = {}
+            measured: Measured = {}
             if held and (step % recipe.held_every == 0 or step == recipe.steps):
                 began = time.perf_counter()
-                losses = held.measure(self.engine, partial(quarantine.add, step))
-                if self._change_pace(step, losses) and not last:
+                measured = held.measure(self.engine, partial(quarantine.add, step))
+                self._select(step, measured)
+                if self._change_pace(step, measured) and not last:
                     stack = make_stack(self.recipe)
                     batches = self._load(stack, shares, step)
                 meters.skip(time.perf_counter() - began)
-            if step % recipe.log_every == 0 or last or losses:
-                report = self._report(meters, journal, step, losses)
+            if step % recipe.log_every == 0 or last or measured:
+                report = self._report(meters, journal, step, measured)
                 if display and environment.main:
                     display(Progress(step, recipe.steps, report, done=last))
             if step % recipe.save_every == 0 or last:
@@ -249,11 +257,14 @@ class _Run:
             pin=self.environment.device.type == "cuda",
         )
 
-    def _change_pace(self, step: int, losses: Losses) -> bool:
+    def _change_pace(self, step: int, measured: Measured) -> bool:
         """Note what was measured; record other weights from here on when the pace asks for them."""
         weights = {n: o.weight for n, o in self.recipe.objectives.items()}
         self.measured.append(
-            {c: sum(weights[o] * x for o, x in some.items()) for c, some in losses.items()}
+            {
+                c: sum(weights[o] * x["loss"] for o, x in some.items())
+                for c, some in measured.items()
+            }
         )
         if self.recipe.pace is None or step == self.recipe.steps:
             return False
@@ -285,10 +296,15 @@ class _Run:
         return dict(zip(names, total, strict=True)), asked > 0
 
     def _report(
-        self, meters: Meters, journal: Journal | None, step: int, held: Losses
+        self, meters: Meters, journal: Journal | None, step: int, held: Measured
     ) -> dict[str, float]:
         report = meters.report()
-        report |= {f"held/{c}/{o}/loss": x for c, some in held.items() for o, x in some.items()}
+        report |= {
+            f"held/{c}/{o}/{meter}": x
+            for c, some in held.items()
+            for o, meters in some.items()
+            for meter, x in meters.items()
+        }
         report["rate"] = self.recipe.optim.rate * self.recipe.schedule.factor(
             step - 1, self.recipe.steps
         )
@@ -341,6 +357,7 @@ class _Run:
             "kinds": dict(sum(map(Counter, kinds), Counter())),
             "data": self.data,
             "held": self.measured,
+            "best": asdict(self.best) if self.best else None,
         }
         try:
             checkpoint.save(
@@ -356,11 +373,39 @@ class _Run:
                 f"{self.out}: the checkpoint of step {step} cannot be written ({error.strerror}); "
                 "earlier ones are intact; make room and add --resume"
             ) from None
+        self._drop_beaten()
+
+    def _select(self, step: int, measured: Measured) -> None:
+        """Keep the weights if no earlier ones did better on what they are selected by."""
+        if not self.recipe.select:
+            return
+        now = figure(self.recipe.select, measured, step)
+        if self.best is None or self.best.beaten(now):
+            self.best = now
+            if self.environment.main:
+                self._kept(now).parent.mkdir(exist_ok=True)
+                checkpoint.write_atomically(self._kept(now), _packed(self.model.state_dict()))
+
+    def _kept(self, best: Best) -> Path:
+        """Where selected weights lie until the run ends, or better ones are in a checkpoint."""
+        return self.out / "checkpoints" / f"best-{best.step:09d}.safetensors"
+
+    def _drop_beaten(self) -> None:
+        """Remove selected weights that no checkpoint goes on from any more."""
+        folder = self.out / "checkpoints"
+        notes = [json.loads((p / "state.json").read_text()) for p in checkpoint.checkpoints(folder)]
+        wanted = {self._kept(Best(**n["best"])) for n in notes if n.get("best")}
+        for path in folder.glob("best-*"):
+            if path not in wanted:
+                path.unlink()
 
     def _finish(self) -> None:
-        """Final weights (the moving average, when there is one) beside the recipe."""
-        from safetensors.torch import save
-
+        """Final weights beside the recipe: those selected, else the moving average or the last."""
+        if self.best:
+            checkpoint.write_atomically(self.out / WEIGHTS, self._kept(self.best).read_bytes())
+            told = json.dumps(asdict(self.best), indent=1)
+            checkpoint.write_atomically(self.out / SELECTED, told)
+            return
         weights = dict(self.model.state_dict())
         averaged = {
             k.removeprefix("ema/"): v
@@ -368,5 +413,10 @@ class _Run:
             if k.startswith("ema/")
         }
         weights |= averaged
-        data = save({k: v.detach().cpu().contiguous() for k, v in weights.items()})
-        checkpoint.write_atomically(self.out / WEIGHTS, data)
+        checkpoint.write_atomically(self.out / WEIGHTS, _packed(weights))
+
+
+def _packed(weights: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    return save({k: v.detach().cpu().contiguous() for k, v in weights.items()})

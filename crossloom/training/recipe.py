@@ -22,7 +22,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from crossloom.data_pipelines.read import READERS, Reader
+from crossloom.data_pipelines.reader import Reader
+from crossloom.data_pipelines.readers import READERS
 from crossloom.modalities.modality import Modality
 from crossloom.models.plan import Plan
 from crossloom.objectives.objective import Objective
@@ -211,6 +212,9 @@ class Recipe:
     held_steps: int = 8
     """Batches of a measurement for each component, of the size of a training step; an epoch of the
     held-out shards at the most."""
+    select: str = ""
+    """``component/objective``: the final weights are those that did best on its held-out shards, by
+    the share right (where the head tells none, by the loss); empty for the last weights."""
     pace: Pace | None = None
     """Let components rest that learn no more. What is decided is recorded in ``phases``."""
     log_every: int = 50
@@ -243,6 +247,15 @@ class Recipe:
             raise ValueError("held_every: no component of the mixture has `held` shards")
         if self.pace and not self.held_every:
             raise ValueError("pace: follows held-out losses; set held_every, and components' held")
+        measured, _, by = self.select.partition("/")
+        part = self.mixture.get(measured)
+        if self.select and not (part and part.held and by in part.objectives and self.held_every):
+            raise ValueError(
+                f"select: {self.select!r}: name a component with `held` shards and one of its "
+                "objectives, as component/objective, and set held_every"
+            )
+        if self.select and self.ema:
+            raise ValueError("select: the weights themselves are measured; set ema to 0")
         drawn = {o for c in self.mixture.values() for o in c.objectives}
         for name, component in self.mixture.items():
             for objective in component.objectives:

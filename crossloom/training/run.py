@@ -24,6 +24,8 @@ from crossloom.training.sampling import spread
 
 RECIPE = "recipe.yaml"
 WEIGHTS = "model.safetensors"
+#: By which measurement the weights were selected (``Recipe.select``).
+SELECTED = "selected.json"
 
 
 def make_stack(recipe: Recipe) -> Stack:

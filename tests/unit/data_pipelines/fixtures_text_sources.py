@@ -128,6 +128,30 @@ def xquad(root: Path) -> Path:
     return root
 
 
+def conll(root: Path) -> Path:
+    def word(number: str, form: str, upos: str) -> str:
+        return "\t".join([number, form, form.lower(), upos, *["_"] * 6])
+
+    english = ["# sent_id = 1", word("1", "The", "DET"), word("2", "dog", "NOUN"),
+               word("3-4", "can't", "_"), word("3", "can", "AUX"), word("4", "n't", "PART"),
+               word("4.1", "go", "VERB"), word("5", "10 000", "NUM"), ""]  # fmt: skip
+    german = [word("1", "Es", "PRON"), word("2", "regnet", "VERB"), "", "",
+              word("1", "Nein", "INTJ")]  # fmt: skip
+    put(root / "UD_English/en_ewt-ud-train.conllu", lines(*english))
+    put(root / "UD_English/en_ewt-ud-test.conllu", lines(*english, *english))
+    put(root / "UD_German/de_gsd-ud-test.conllu", lines(*german))
+    return root
+
+
+def conll_names(root: Path) -> Path:
+    rows = ["-DOCSTART- -X- -X- O", "", "EU NNP B-NP B-ORG", "rejects VBZ B-VP O", ""]
+    put(root / "eng.train", lines(*rows))
+    put(root / "eng.testa", lines(*rows))
+    put(root / "deu.testb", lines("Berlin NN I-NC B-LOC", ". $. O O"))
+    put(root / "sw.test.tsv", lines("sw:Nairobi\tB-LOC", "sw:ni\tO", "", "sw:x"))
+    return root
+
+
 def pawsx(root: Path) -> Path:
     header = ["id", "sentence1", "sentence2", "label"]
     for language in ("de", "en"):

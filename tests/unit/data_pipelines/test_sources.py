@@ -39,6 +39,8 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "xnli-mt": ("xnli", text.xnli_mt),
     "xquad": ("xquad", text.xquad),
     "pawsx": ("pawsx", text.pawsx),
+    "conll": ("conll", text.conll),
+    "conll-names": ("conll", text.conll_names),
     "librispeech": ("librispeech", text.librispeech),
     "common-voice": ("common_voice", text.common_voice),
     "wav-folder": ("wav_folder", text.wav_folder),
@@ -60,7 +62,7 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "xgqa": ("xgqa", vision.xgqa),
 }
 FIELDS = {"id", "size", "parallel", "texts", "questions", "pairs", "boxes", "refers", "spans"}
-FIELDS |= {"label"}
+FIELDS |= {"label", "tags"}
 FIELDS |= {"speaker"}
 LABELS = {"entailment", "neutral", "contradiction", "paraphrase", "other"}
 PICTURES = {"jpg", "png", "0.jpg", "1.jpg", "0.png", "1.png"}

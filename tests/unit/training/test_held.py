@@ -1,15 +1,17 @@
 """Losses on data held back, and components that rest when they learn no more."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from crossloom.data_pipelines.loader import Shares
+from crossloom.models.presets import single_stream
 from crossloom.testing.processes import run_ranks
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
-from crossloom.training.held import Held, paced
+from crossloom.training.held import Held, figure, paced
 from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
 from crossloom.training.recipe import Pace, from_yaml
@@ -47,7 +49,7 @@ def test_losses_are_the_models_own_on_the_held_shards(world):
         with torch.no_grad():
             total += float(engine.model(batch.to("cpu"))["tlm"]["loss"])
         slots += batch.counts["tlm"]
-    assert found["translations"]["tlm"] == pytest.approx(total / slots, rel=1e-5)
+    assert found["translations"]["tlm"]["loss"] == pytest.approx(total / slots, rel=1e-5)
 
 
 def test_measuring_changes_nothing_of_the_training(world, tmp_path):
@@ -145,3 +147,86 @@ def test_a_pace_without_anything_to_follow_is_refused(world):
         replace(tiny_recipe(world), pace=Pace())
     with pytest.raises(ValueError, match="no component of the mixture has `held` shards"):
         replace(tiny_recipe(world), held_every=5)
+
+
+# --- selection ----------------------------------------------------------------------------------
+
+
+def selecting(world, monkeypatch, values, **changes):
+    """A run that measures what it is told, every second step of eight."""
+    recipe = tiny_recipe(world)
+    parts = {"translations": replace(recipe.mixture["translations"], held="dev-*.tar")}
+    told = {2 * n + 2: v for n, v in enumerate(values)}
+    monkeypatch.setattr(
+        "crossloom.training.loop.figure",
+        lambda by, measured, step: replace(figure(by, measured, step), value=told[step]),
+    )
+    return replace(
+        recipe,
+        modalities={"text": recipe.modalities["text"]},
+        plan=single_stream(("text",), layers=1, width=16, heads=2),
+        objectives={"tlm": recipe.objectives["tlm"]},
+        mixture=parts,
+        select="translations/tlm",
+        held_every=2,
+        held_steps=1,
+        steps=2 * len(values),
+        save_every=2,
+        **changes,
+    )
+
+
+def test_the_weights_that_do_best_on_held_shards_are_the_final_ones(world, tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    train(selecting(world, monkeypatch, (0.5, 0.9, 0.9, 0.2), keep=9), tmp_path, CPU)
+    told = json.loads((tmp_path / "selected.json").read_text())
+    assert told == {"by": "translations/tlm", "figure": "correct", "value": 0.9, "step": 4}
+    final = load_file(tmp_path / "model.safetensors")
+    then, last = (
+        load_file(tmp_path / "checkpoints" / f"step-{n:09d}" / "model.safetensors") for n in (4, 8)
+    )
+    assert all(torch.equal(final[k], then[k]) for k in then)
+    assert not all(torch.equal(final[k], last[k]) for k in last)
+
+
+def test_a_resumed_run_selects_alike_and_keeps_no_weights_that_were_beaten(
+    world, tmp_path, monkeypatch
+):
+    import shutil
+
+    recipe = selecting(world, monkeypatch, (0.4, 0.1, 0.7), keep=9)
+    train(recipe, tmp_path / "whole", CPU)
+    # as if it had ended after the second measurement, and an older checkpoint were gone on from
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    for path in sorted((tmp_path / "again" / "checkpoints").glob("step-*"))[1:]:
+        shutil.rmtree(path)
+    for name in ("model.safetensors", "selected.json"):
+        (tmp_path / "again" / name).unlink()
+    train(recipe, tmp_path / "again", CPU, resume=True)
+    for name in ("model.safetensors", "selected.json"):
+        one, other = (tmp_path / n / name for n in ("whole", "again"))
+        assert one.read_bytes() == other.read_bytes()
+    train(replace(recipe, keep=1), tmp_path / "one", CPU)
+    left = [p.name for p in (tmp_path / "one" / "checkpoints").glob("best-*")]
+    assert left == ["best-000000006.safetensors"]
+
+
+def test_the_share_right_decides_and_else_the_loss():
+    measured = {"a": {"x": {"loss": 2.0, "correct": 0.5}, "y": {"loss": 3.0}}}
+    x, y = (figure(by, measured, 7) for by in ("a/x", "a/y"))
+    assert (x.figure, x.value, x.step) == ("correct", 0.5, 7)
+    assert (y.figure, y.value) == ("loss", 3.0)
+    assert x.beaten(replace(x, value=0.6))
+    assert not x.beaten(replace(x, value=0.5))
+    assert y.beaten(replace(y, value=2.9))
+    assert not y.beaten(replace(y, value=3.1))
+
+
+def test_what_cannot_select_is_refused(world):
+    recipe = with_held(world)
+    for by in ("captions", "captions/tlm", "nothing/mlm"):
+        with pytest.raises(ValueError, match=r"component/objective"):
+            replace(recipe, select=by)
+    with pytest.raises(ValueError, match="set ema to 0"):
+        replace(recipe, select="captions/mlm", ema=0.9)
