@@ -195,6 +195,22 @@ def show(
     console.print(f"wrote {out}")
 
 
+@shards.command("answers")
+def answers(
+    patterns: list[str],
+    out: Annotated[Path, typer.Option(help="The list to write.")] = Path("answers.txt"),
+    most: Annotated[int, typer.Option(help="Answers kept, the most frequent; 0: all.")] = 0,
+    least: Annotated[int, typer.Option(help="Questions an answer must be the best of.")] = 1,
+) -> None:
+    """List the answers of several sets' questions in one file, as LXMERT does."""
+    from crossloom.data_pipelines.answers import list_answers, write_answers
+
+    with counting("shards answers") as progress:
+        found = list_answers(patterns, most, least, progress)
+    write_answers(found, out)
+    console.print(f"wrote {out} with {len(found)} answers")
+
+
 @shards.command("trace")
 def trace(
     recipe: str,
