@@ -195,6 +195,22 @@ def show(
     console.print(f"wrote {out}")
 
 
+@shards.command("answers")
+def answers(
+    patterns: list[str],
+    out: Annotated[Path, typer.Option(help="The list to write.")] = Path("answers.txt"),
+    most: Annotated[int, typer.Option(help="Answers kept, the most frequent; 0: all.")] = 0,
+    least: Annotated[int, typer.Option(help="Questions an answer must be the best of.")] = 1,
+) -> None:
+    """List the answers of several sets' questions in one file, as LXMERT does."""
+    from crossloom.data_pipelines.answers import list_answers, write_answers
+
+    with counting("shards answers") as progress:
+        found = list_answers(patterns, most, least, progress)
+    write_answers(found, out)
+    console.print(f"wrote {out} with {len(found)} answers")
+
+
 @shards.command("trace")
 def trace(
     recipe: str,
@@ -278,24 +294,28 @@ def list_recipes(
 ) -> None:
     """All recipes: what each says of itself, its plan, streams, objectives and parameters."""
     from crossloom.plugins import listed
+    from crossloom.recipes.state import state
     from crossloom.training import overview
 
     plugins = listed("recipe")
     if page is not None:
         own = [p for p in plugins if p.target.startswith("crossloom.")]
-        overview.page([overview.entry(p) for p in own], page)
+        overview.page([overview.entry(p, state(p.name)) for p in own], page)
         console.print(f"wrote {page / 'recipes.md'} with {len(own)} recipes")
         return
-    table = Table("recipe", "what it is", "plan", "streams", "objectives", "parameters", "from")
+    headings = ("recipe", "what it is", "plan", "streams", "objectives", "parameters")
+    table = Table(*headings, "published", "state", "from")
     for plugin in plugins:
         try:
-            one = overview.entry(plugin)
+            one = overview.entry(plugin, state(plugin.name))
         except ValueError as error:
             # another package's broken recipe must not hide the others
-            table.add_row(plugin.name, f"[red]{_plain(error)}[/]", "", "", "", "", plugin.origin)
+            empty = [""] * len(headings)
+            table.add_row(plugin.name, f"[red]{_plain(error)}[/]", *empty, plugin.origin)
             continue
-        row = (one.name, one.says, one.plan, one.streams, one.objectives, one.parameters)
-        table.add_row(*row, plugin.origin)
+        row = (one.name, one.says, f"{one.plan}; {one.size}", one.streams, one.objectives)
+        count, shown = (one.state.count(), one.state.shown) if one.state else ("", "")
+        table.add_row(*row, one.parameters, count, shown, plugin.origin)
     console.print(table)
 
 

@@ -14,7 +14,8 @@ UNITER         LN(LN(feature) + LN(box 7) + row 1 of the text's segment table)
 LXMERT         (LN(feature) + LN(box 4)) / 2
 ViLBERT        LN(feature + box 5), the whole image first
 VisualBERT     LN(feature + own position row + own segment row), the text's LN; no box
-VL-BERT        LN(LN(relu(feature and waves of the box)) + word + the text's rows), the text's LN
+VL-BERT        LN(LN(relu(feature and waves of the box)) + word + the text's rows), the text's LN;
+               an end after the last
 Oscar          one layer for feature and box 6, no LN
 VLP            LN(relu(relu(feature)) + relu(box 5, confidence, classes) + segment), the text's LN
 Unicoder-VL    LN(feature + box 5 + word + segment), the text's LN
@@ -96,6 +97,9 @@ class Regions(Modality):
     """Put a unit for the whole image first (ViLBERT's global feature): never hidden, its box is the
     image, its feature the mean of the regions that are *not* hidden, which the embedder takes. A
     mean taken before hiding would tell what is hidden (as it does in VOLTA)."""
+    end: bool = False
+    """Put a unit after the last region that says no more than that: never hidden, a learned vector
+    in place of a feature, and the row of positions after the regions' (VL-BERT's ``[END]``)."""
     norm: Norm = "norm_of_norms"
     """How feature and box are normed: norm of the sum of both normed (UNITER), mean of both normed
     (LXMERT), norm of their sum (ViLBERT), not at all (Oscar)."""
@@ -142,6 +146,8 @@ class Regions(Modality):
         for part, rows in (("segment", self.segments), ("position", self.positions)):
             if part in self.lent and rows:
                 raise ValueError(f"{part}s is {rows}, but lent says that the table is another's")
+        if self.end and self.positions == 1:
+            raise ValueError("end takes the second row of positions: set positions to 2 or more")
         if self.segments and not 0 <= self.segment < self.segments:
             raise ValueError(f"segment {self.segment} is no row of a table of {self.segments}")
         if self.features < 1 or self.limit < 1:
@@ -197,6 +203,11 @@ class Regions(Modality):
         content = {"feature": feature, "box": _encode(corners, self.box)}
         if self.chances:
             content["classes"] = targets["classes"].copy()
+        if self.end:
+            content = {k: _append(v, 0) for k, v in content.items()}
+            nothing = {"class": -1, "attribute": -1, "classes": 1 / max(1, self.classes)}
+            targets = {k: _append(v, nothing.get(k, 0)) for k, v in targets.items()}
+            group, maskable = _append(group, group.max() + 1), _append(maskable, False)
         return make_units(
             content,
             targets=targets,
@@ -308,8 +319,8 @@ class Regions(Modality):
         return make_units(content, targets=targets)
 
     def longest(self) -> int:
-        """The limit, and the whole image."""
-        return self.limit + int(self.overall)
+        """The limit, the whole image, and the end."""
+        return self.limit + int(self.overall) + int(self.end)
 
     def predictable(self) -> Mapping[str, Target]:
         """Feature and classes."""
@@ -427,6 +438,11 @@ def _prepend(first: Any, rest: Array) -> Array:
     return np.concatenate([np.asarray(first, rest.dtype)[None], rest])
 
 
+def _append(rest: Array, last: Any) -> Array:
+    """``rest`` with one row of a number after it."""
+    return np.concatenate([rest, np.full_like(rest[:1], last)])
+
+
 def _shares(box: Array, size: Array, field: str) -> Array:
     """Corners in 0..1. Overhang of a pixel, or of half a per cent, is cut off; more is an error."""
     width, height = (float(x) for x in size)
@@ -528,6 +544,8 @@ class RegionEmbedder(Embedder):
         last = spec.norm in ("norm_of_norms", "norm_of_sum") and "norm" not in spec.lent
         self.norm = nn.LayerNorm(width) if last else nn.Identity()
         self.word = nn.Embedding(2, width) if spec.word else None
+        # an embedding of one row, so that it starts as words do
+        self.end = nn.Embedding(1, width) if spec.end else None
         self.segment = nn.Embedding(spec.segments, width) if spec.segments else None
         self.position = nn.Embedding(spec.positions, width) if spec.positions else None
         self.dropout = nn.Dropout(spec.dropout)
@@ -549,10 +567,12 @@ class RegionEmbedder(Embedder):
             rows = module.num_embeddings if isinstance(module, nn.Embedding) else 0
             if part == "segment" and self.spec.segment >= rows:
                 raise ValueError(f"segment {self.spec.segment}: {stream!r} has no such row")
-            if part == "position" and getattr(embedders[stream], "spare", 0) < 1:
+            spare = 1 + int(self.spec.end)
+            if part == "position" and getattr(embedders[stream], "spare", 0) < spare:
                 raise ValueError(
-                    f"lent.position: {stream!r} has no row after its longest text; "
-                    "let its positions exceed its limit"
+                    f"lent.position: {stream!r} has no row after its longest text for each of "
+                    f"{'regions and end' if self.spec.end else 'regions'}; let its positions "
+                    f"exceed its limit by {spare}"
                 )
             # a mapping, so that the part stays registered with its owner alone
             self._lent[part] = module
@@ -569,6 +589,8 @@ class RegionEmbedder(Embedder):
         total = self.joined(stream)
         if self.word is not None:
             total = total + self.word(stream.hidden.long())
+        if self.end is not None:
+            total = torch.where(self._ends(stream)[:, None], self.end.weight.to(total.dtype), total)
         if (segment := self._part("segment")) is not None:
             total = total + segment(torch.full_like(stream.position, self.spec.segment))
         if (position := self._part("position")) is not None:
@@ -646,6 +668,8 @@ class RegionEmbedder(Embedder):
         visible = ~stream.hidden
         if self.spec.overall:
             visible = visible & (stream.position > 0)
+        if self.spec.end:
+            visible = visible & ~self._ends(stream)
         # where, not a product: a hidden NaN must not reach the sum
         shown = torch.where(visible[:, None], feature, torch.zeros_like(feature))
         examples = len(stream.length)
@@ -657,9 +681,14 @@ class RegionEmbedder(Embedder):
     def _places(self, stream: Stream, others: Mapping[str, Stream]) -> Tensor:
         """Row of each region in the table of positions, ``[N]``."""
         owner = others.get(self.spec.lent.get("position", ""))
-        if owner is None:
-            return torch.zeros_like(stream.position)
-        return owner.length.index_select(0, stream.example)
+        place = torch.zeros_like(stream.position)
+        if owner is not None:
+            place = owner.length.index_select(0, stream.example)
+        return place + self._ends(stream).long() if self.spec.end else place
+
+    def _ends(self, stream: Stream) -> Tensor:
+        """Which units stand for the end, ``[N]``: the last of each example."""
+        return stream.position == stream.length.index_select(0, stream.example) - 1
 
     def tied(self, target: str) -> Tensor | None:
         """The feature layer's weight, transposed, for the target ``feature`` (UNITER).

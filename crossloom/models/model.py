@@ -46,8 +46,8 @@ class CrossloomModel(nn.Module):
             ValueError: an objective asks for streams or targets that do not exist, two different
                 views share a name, the plan and the modalities name different streams, tied
                 streams differ in more than the member they read, what embedders or heads share
-                does not exist, a mark has nothing to mark, or units that an objective generates
-                could be known before they are said.
+                does not exist, a mark has nothing to mark, units that an objective generates
+                could be known before they are said, or units to choose from read no question.
         """
         super().__init__()
         tied = tied or {}
@@ -66,6 +66,8 @@ class CrossloomModel(nn.Module):
                 objective.check_others(objectives)
                 if objective.generates:
                     check_order(plan, objective.view, objective.generates)
+                if objective.chosen:
+                    check_reads(plan, objective.view, objective.chosen)
             except ValueError as error:
                 raise ValueError(f"objectives.{name}: {error}") from None
             view = objective.view
@@ -310,6 +312,20 @@ def check_order(plan: Plan, view: View, stream: str) -> None:
                         f"{where}: {stream!r} reads its later units; let view {view.name!r} have "
                         f"causal: [{stream}]"
                     )
+
+
+def check_reads(plan: Plan, view: View, stream: str) -> None:
+    """Raise ValueError when the stream reads no other of the view in any block."""
+    shown = ViewBatch(streams=dict.fromkeys(view.streams), apart=view.apart, reads=view.reads)  # type: ignore[arg-type]
+    for block in plan.blocks.values():
+        read = block.reads.get(stream, ()) if isinstance(block, Attend) else ()
+        if {s for s in shown.readable(stream, read) if s in view.streams} - {stream}:
+            return
+    raise ValueError(
+        f"{stream!r} reads no other stream in this plan and view, so that its units cannot know "
+        "which of them is asked for; take a recipe whose regions read the text (single stream or "
+        "co-attention)"
+    )
 
 
 def _share(name: str, other: str, heads: nn.ModuleDict) -> None:

@@ -100,6 +100,21 @@ def words(plan: Plan) -> str:
     return said + (", tied layers" if any(p != h for p, h in plan.home.items()) else "")
 
 
+def size_of(plan: Plan) -> str:
+    """Layers and widths in a few words: ``12 layers of 768 and 1024``."""
+    changed = {s for b in plan.blocks.values() for s in b.changes}
+    widths = dict.fromkeys(w for s, w in plan.widths.items() if s in changed)
+    layers = "1 layer" if len(plan.layers) == 1 else f"{len(plan.layers)} layers"
+    return f"{layers} of {' and '.join(map(str, widths))}"
+
+
+def title(plan: Plan) -> str:
+    """What a drawing of the plan shows: ``single stream of text, image: 12 layers of 768``."""
+    causal = {s for b in plan.blocks.values() if isinstance(b, Attend) for s in b.causal}
+    names = (f"{s} left to right" if s in causal else s for s in plan.widths)
+    return f"{words(plan)} of {', '.join(names)}: {size_of(plan)}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One block of some equal layers."""

@@ -25,10 +25,10 @@ class Classify(Objective):
     """Predict a label that the reader provides: a class name, or scores in 0..1 by class name.
 
     ``softmax`` is cross entropy against the scores as given; ``sigmoid`` is binary cross entropy
-    summed over classes (VQA with soft scores, Anderson et al. 2018); ``shares`` is cross entropy
-    against the scores divided by their sum: what sampling one answer in proportion to its score
-    (LXMERT's pre-training on questions) is on average. Examples whose label names no known class
-    have all-zero scores under ``sigmoid``, and no slot otherwise.
+    summed over classes (VQA with soft scores, Anderson et al. 2018); ``distribution`` is cross
+    entropy against the scores divided by their sum: what sampling one answer in proportion to its
+    score (LXMERT's pre-training on questions) is on average. Examples whose label names no known
+    class have all-zero scores under ``sigmoid``, and no slot otherwise.
 
     In a view that shows each example ``twice``, both summaries are read side by side (the "pair" of
     LXMERT and UNITER for NLVR2).
@@ -41,7 +41,7 @@ class Classify(Objective):
     count: int = 0
     """Number of classes there must be: with it, a model can be built without the file. 0 for as
     many as there are."""
-    form: Literal["softmax", "sigmoid", "shares"] = "softmax"
+    form: Literal["softmax", "sigmoid", "distribution"] = "softmax"
     matched_only: bool = True
     """Skip examples whose streams do not belong together: their label is another's (LXMERT)."""
     pooled: tuple[str, ...] = ("text",)
@@ -80,7 +80,7 @@ class Classify(Objective):
                 scores[places[name]] = score
         if self.form != "sigmoid" and scores.sum() == 0:
             return self._none()
-        if self.form == "shares":
+        if self.form == "distribution":
             scores /= scores.sum()
         return example_aim(scores)
 

@@ -129,10 +129,16 @@ class Contrast(Objective):
         return ContrastHead(self, widths)
 
     def check(self, modalities: Mapping[str, Modality]) -> None:
-        """Both streams must be in the view, which should keep them apart."""
+        """Both streams must be in the view, which should keep them apart, and each other's."""
         super().check(modalities)
         if strange := [s for s in self.pair if s not in self.view.streams]:
             raise ValueError(f"view {self.view.name!r} does not show {', '.join(strange)}")
+        if self.view.mismatched:
+            foreign = ", ".join(self.view.mismatched)
+            raise ValueError(
+                f"view {self.view.name!r} mismatches {foreign}: foreign pairs would be pulled "
+                "together; give this objective a view without mismatch"
+            )
         if strange := [s for s in (*self.pools, *self.projections) if s not in self.pair]:
             raise ValueError(
                 f"pools, projections: {strange[0]!r} is not of the pair {', '.join(self.pair)}"

@@ -48,6 +48,11 @@ class Ground(Objective):
     most: int = 101
     """Most units that an example has (ViLBERT: 100 regions and the whole image)."""
 
+    @property
+    def chosen(self) -> str:
+        """The stream."""
+        return self.stream
+
     def aim(self, shown: Shown) -> Aim:
         """One slot if the example matches: each unit's overlap, -1 where none is to be chosen."""
         if not shown.matched:  # the box is of another picture

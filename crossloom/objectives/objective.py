@@ -133,6 +133,11 @@ class Objective(ABC):
         """The stream that is said unit by unit, or ``""``: no unit may come to know a later one."""
         return ""
 
+    @property
+    def chosen(self) -> str:
+        """The stream one of whose units another stream asks for, or ``""``: it must read others."""
+        return ""
+
     @abstractmethod
     def aim(self, shown: Shown) -> Aim:
         """What to score in one example, from clean units, before anything is corrupted away."""

@@ -238,7 +238,7 @@ def image_questions(
         answers: the table, 9,500 as published.
         pooled: streams that are read.
     """
-    return Classify(view=view, label="answers", classes=answers, form="shares", pooled=pooled)
+    return Classify(view=view, label="answers", classes=answers, form="distribution", pooled=pooled)
 
 
 def itc(

@@ -37,8 +37,8 @@ def lxmert() -> Recipe:
     gives that. Of soft answers the code draws one; here the loss is its mean over the draws. The
     paper answers questions in the last ten of twenty epochs alone; the code always.
 
-    ``answers.txt`` has the 9,500 most frequent answers of all its questions; conversions write one
-    such list for each data set, of which it is made.
+    ``answers.txt`` has the 9,500 most frequent answers of all its questions: ``crossloom shards
+    answers "vqa/train-*.tar" "gqa/train-*.tar" "visual-genome/train-*.tar" --most 9500``.
 
     Parameters: those of ``LxmertForPreTraining`` with 9,500 answers.
     """

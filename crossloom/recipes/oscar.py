@@ -40,8 +40,9 @@ def oscar() -> Recipe:
     """Oscar base: masked words and tags, and whether the tags are the image's own.
 
     Masked token loss over words and tags alike, no region is ever hidden; half of the tags are
-    another image's (section 3). 6.5 million triples of 4.1 million images: 4.5 million captions and
-    2 million questions, both with the tags of the image (table 17; from memory). A million steps of
+    another image's (section 3). 6.5 million pairs (section 1), captions and questions, both with
+    the tags of the image. Uncertain: that 4.5 million of them are captions and 2 million questions;
+    the code has no file that says so (VinVL's table 16 has 4.7 and 2.5 million). A million steps of
     768 at 5e-5 (section 3, "Implementation details"; no warm-up in the code). Begins from BERT
     (``start``).
 
@@ -69,8 +70,10 @@ def oscar_plus() -> Recipe:
     Of the triples a half is as it was, a quarter has foreign tags and a quarter a foreign text: the
     contrast tells which (section 3.2; ``texta_false_prob 0.25``). 8.85 million triples: captions
     with the detector's tags, questions with their answers in the tags' place, and pictures tagged
-    by people under captions that a model wrote (appendix; shares from memory). Two million steps of
-    1,024 at 5e-5, no warm-up (the script's). Begins from BERT (``start``).
+    by people under captions that a model wrote: 4.68, 2.5 and 1.67 million (table 16;
+    microsoft/Oscar: ``docs/pretrain_corpus.PNG``). Two million steps at 5e-5, no warm-up
+    (``VinVL_MODEL_ZOO.md``); of 1,024, which ``run_oscarplus_pretrain.py`` takes if not told.
+    Begins from BERT (``start``).
 
     111.7 M parameters: the code's, and a decoder's bias of the tags' own (30,522).
     """

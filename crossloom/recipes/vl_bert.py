@@ -9,7 +9,7 @@ on features computed beforehand. The detector is not trained along, and no pixel
   differs by the entropy of the distribution alone and has the same gradient.
 - Texts alone fill 64 units as in the code, here with ``[CLS]`` and ``[SEP]``, which are left out
   there. Captions and regions are cut to 64 units together there; here to 64 and 50 each.
-- What ends the sequence there, a learned ``[END]`` after the regions, is not here.
+- Regions end with a learned ``[END]``; texts alone, which have no regions here, end without it.
 - Not copied: the rate is one number, not one for each example that grows with the number of devices
   (issue 10); random words are never special ones.
 """
@@ -55,8 +55,8 @@ def vl_bert() -> Recipe:
     drawn in small micro-batches, hence in these shares on the average; each loss is the mean over
     what it scores in the step, and the three are summed. Begins from BERT (``start``).
 
-    114.5 M parameters: the code's modules, less ``[END]`` (768), and with a norm in the transform
-    for regions (1,536) and a decoder's bias of its own for texts alone (30,522).
+    114.5 M parameters: the code's modules, and a norm in the transform for regions (1,536) and a
+    decoder's bias of its own for texts alone (30,522).
     """
     joint = View(name="joint", streams=STREAMS, hide={TEXT: WORDS, IMAGE: REGIONS})
     alone = View(name="alone", streams=(TEXT,), hide={TEXT: WORDS})
@@ -67,7 +67,7 @@ def vl_bert() -> Recipe:
             TEXT: bert_text(limit=64, segments=3, looks_at=IMAGE),
             IMAGE: butd(
                 limit=50, box="waves", join="concat", activation="relu", norm="norm_of_norms",
-                gain=0.0, word=True, overall=True, segment=2,
+                gain=0.0, word=True, overall=True, end=True, segment=2,
                 lent={"norm": TEXT, "segment": TEXT, "position": TEXT},
             ),
         },
@@ -104,7 +104,7 @@ def vl_bert_tiny() -> Recipe:
     recipe = vl_bert()
     captions, texts = recipe.mixture["captions"], recipe.mixture["texts"]
     statements = replace(texts, reader=Blocks(of="statements", languages=("en",), stretch=1024))
-    return tiny(
+    small = tiny(
         recipe,
         tiny_plan(),
         {
@@ -112,3 +112,6 @@ def vl_bert_tiny() -> Recipe:
             "texts": replace(statements, shards="train-*.tar"),
         },
     )
+    # after the longest text regions take a row, and [END] the next
+    text = replace(small.modalities[TEXT], positions=50)  # type: ignore[call-arg]
+    return replace(small, modalities={**small.modalities, TEXT: text})

@@ -6,6 +6,7 @@ whose size the recipe does not state.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -241,19 +242,55 @@ def tables(recipe: Recipe) -> list[Table]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class State:
+    """What was shown for a recipe, and how many parameters its original has."""
+
+    shown: str
+    tests: tuple[str, ...] = ()
+    """Files below ``tests`` that show it."""
+    published: int = 0
+    """Parameters of the original; 0 where no count is known."""
+    to: int = 1
+    """What ``published`` is rounded to."""
+    source: str = ""
+    """Who counts: the paper, a library, or the modules of released code."""
+    differences: Mapping[str, int] = field(default_factory=dict)
+    """What ours has more, or less where negative; together with ``published`` it makes our
+    number."""
+
+    def count(self) -> str:
+        """The published number, and what ours has beside it."""
+        if not self.published:
+            return ""
+        exact = f"{self.published:,}" if self.to == 1 else f"{_millions(self.published)} M"
+        said = f"{exact} ({self.source})"
+        for what, number in self.differences.items():
+            size = f"{abs(number):,}" if abs(number) < 1e5 else f"{_millions(abs(number))} M"
+            said += f" {'+' if number > 0 else '−'} {what} ({size})"
+        return said
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:,.1f}".removesuffix(".0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One recipe in the list of all."""
 
     name: str
     says: str  #: first line of the function's docstring: what it is, and its paper
     plan: str
+    size: str  #: of the plan: layers and widths
     streams: str
     objectives: str
     parameters: str
     drawing: str  #: SVG
+    drawn: str  #: what the drawing shows: plan, streams and size
+    state: State | None = None
 
 
-def entry(plugin: Plugin) -> Entry:
+def entry(plugin: Plugin, state: State | None = None) -> Entry:
     """A recipe as the list shows it, whatever files this machine has.
 
     Raises:
@@ -267,10 +304,13 @@ def entry(plugin: Plugin) -> Entry:
         name=plugin.name,
         says=(make.__doc__ or "").strip().split("\n")[0],
         plan=words(recipe),
+        size=show.size_of(recipe.plan),
         streams=streams(recipe),
         objectives=", ".join(recipe.objectives),
         parameters=parameters(recipe).said(),
         drawing=draw(recipe.plan),
+        drawn=show.title(recipe.plan),
+        state=state,
     )
 
 
@@ -280,32 +320,54 @@ def _bare(modality: Modality) -> Modality:
 
 
 def page(entries: Iterable[Entry], folder: Path) -> None:
-    """Write ``recipes.md`` and ``images/plans/*.svg`` into a folder of documentation."""
+    """Write ``recipes.md`` and ``images/plans/*.svg`` into a folder of documentation.
+
+    Equal plans share a drawing, which is named after what it shows.
+    """
     drawings = folder / "images" / "plans"
     drawings.mkdir(parents=True, exist_ok=True)
-    named: dict[str, list[str]] = {}
+    drawn: dict[str, list[Entry]] = {}
+    files: dict[str, str] = {}
     rows = []
     for one in entries:
-        named.setdefault(one.drawing, []).append(one.name)
-        file = f"images/plans/{named[one.drawing][0]}.svg"
+        drawn.setdefault(one.drawing, []).append(one)
+        if one.drawing not in files:
+            files[one.drawing] = _file(one.drawn, files.values())
+        state = one.state
         cells = (
             f"`{one.name}`",
             one.says,
-            f"[{one.plan}]({file})",
+            f"[{one.plan}; {one.size}](images/plans/{files[one.drawing]})",
             one.streams,
             one.objectives,
             one.parameters,
+            state.count() if state else "",
+            _shown(state) if state else "",
         )
         rows.append("| " + " | ".join(c.replace("|", r"\|") for c in cells) + " |")
     for old in drawings.glob("*.svg"):
         old.unlink()
     pictures = []
-    for drawing, names in named.items():
-        (drawings / f"{names[0]}.svg").write_text(drawing, "utf-8")
-        title = ", ".join(f"`{n}`" for n in names)
-        pictures.append(f"### {title}\n\n![Plan of {names[0]}](images/plans/{names[0]}.svg)\n")
+    for drawing, those in drawn.items():
+        title, file = those[0].drawn, files[drawing]
+        (drawings / file).write_text(drawing, "utf-8")
+        names = ", ".join(f"`{one.name}`" for one in those)
+        head = title[0].upper() + title[1:]
+        pictures.append(f"### {head}\n\n{names}\n\n![{head}](images/plans/{file})\n")
     text = _PAGE.format(rows="\n".join(rows), pictures="\n".join(pictures))
     (folder / "recipes.md").write_text(text, "utf-8")
+
+
+def _file(title: str, taken: Iterable[str]) -> str:
+    """A file's name from what it shows; numbered where two different drawings are told alike."""
+    stem = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    names = [f"{stem}.svg", *(f"{stem}-{n}.svg" for n in range(2, 100))]
+    return next(n for n in names if n not in set(taken))
+
+
+def _shown(state: State) -> str:
+    links = (f"[{Path(test).stem}](../tests/{test})" for test in state.tests)
+    return f"{state.shown}: {', '.join(links)}"
 
 
 _PAGE = """# Recipes
@@ -313,10 +375,12 @@ _PAGE = """# Recipes
 `crossloom recipes show NAME` prints a recipe as YAML that can be edited and run, with its plan,
 objectives, passes and parameters; `--svg FILE` draws the plan. Parameters are those of the whole
 model in training, heads included; where a vocabulary is trained first, what each of its ids adds is
-told apart. Written by `crossloom recipes list --page docs`.
+told apart. `published` is the original's own number with what ours has more or less, and who
+counted; a paper's rounded number often leaves out tables and heads. `state` is what tests show of
+the recipe, and where. Written by `crossloom recipes list --page docs`.
 
-| recipe | what it is | plan | streams | objectives | parameters |
-|---|---|---|---|---|---|
+| recipe | what it is | plan | streams | objectives | parameters | published | state |
+|---|---|---|---|---|---|---|---|
 {rows}
 
 ## Drawings

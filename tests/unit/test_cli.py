@@ -157,7 +157,7 @@ def test_plans_are_drawn_and_the_page_of_recipes_is_written(recipe, tmp_path):
     assert code == 0, said
     page = (tmp_path / "docs" / "recipes.md").read_text()
     assert "| `demo` |" in page
-    assert (tmp_path / "docs" / "images" / "plans" / "demo.svg").is_file()
+    assert "single-stream-of-text-image-12-layers-of-768.svg" in page
 
 
 def test_plugins_are_listed_with_their_origin():

@@ -201,6 +201,33 @@ def test_vlbert_region_by_region_and_word_by_word():
     assert torch.allclose(states["text"], norm(total, other.norm), atol=1e-4)
 
 
+def test_regions_end_with_a_vector_in_the_row_after_theirs():
+    """VL-BERT's ``[END]``: common/visual_linguistic_bert.py, ``obj_pos_id_relative``."""
+    spec = replace(VLBERT, end=True)
+    units = spec.decode(member(3), RNG)
+    assert len(units) == spec.longest() - spec.limit + 3 == 5  # the whole image, three, the end
+    assert units.maskable.tolist() == [False, True, True, True, False]
+    assert units.group[-1] not in units.group[:-1]
+    whole, shown, states = embedded(spec)
+    plain = embedded(VLBERT)
+    one, other = whole.embed["image"], whole.embed["text"]
+    image = shown.streams["image"]
+    last = (image.start + image.length - 1).tolist()
+    rows = other.position.weight[shown.streams["text"].length + 1]
+    expected = norm(one.end.weight + other.segment.weight[2] + rows, other.norm)
+    assert torch.allclose(states["image"][last], expected, atol=1e-5)
+    # the image's mean is that of its regions alone
+    means = one.mean(image), plain[0].embed["image"].mean(plain[1].streams["image"])
+    assert torch.allclose(*means)
+
+
+def test_the_end_needs_a_row_of_positions():
+    with pytest.raises(ValueError, match=r"no row after its longest text .* by 2"):
+        embedded(replace(VLBERT, end=True), text=replace(TEXT, positions=TEXT.limit + 1))
+    with pytest.raises(ValueError, match="set positions to 2"):
+        replace(SPEC, end=True, positions=1)
+
+
 def test_vlbert_starts_from_bert_alone():
     text = replace(TEXT, looks_at="image")
     torch.manual_seed(0)

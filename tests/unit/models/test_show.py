@@ -19,7 +19,7 @@ from crossloom.models.presets import (
     encoder_decoder,
     single_stream,
 )
-from crossloom.models.show import columns, folded, table, words
+from crossloom.models.show import columns, folded, size_of, table, title, words
 
 BOTH = ("text", "image")
 PLANS = {
@@ -38,6 +38,16 @@ PLANS = {
 @pytest.mark.parametrize("said", PLANS)
 def test_a_plan_is_told_in_words(said):
     assert words(PLANS[said]) == said.removesuffix(", one norm")
+
+
+def test_a_drawing_is_told_by_its_plan_streams_and_size():
+    assert title(PLANS["single stream"]) == "single stream of text, image: 12 layers of 768"
+    wide = PLANS["co-attention"]
+    assert title(wide) == f"co-attention of text, image: {len(wide.layers)} layers of 768 and 1024"
+    assert "out left to right" in title(PLANS["encoder-decoder"])
+    # streams that no layer changes have no part in the size
+    alone = replace(single_stream(("text",), layers=1), widths={"text": 768, "image": 512})
+    assert size_of(alone) == "1 layer of 768"
 
 
 @pytest.mark.parametrize("said", PLANS)

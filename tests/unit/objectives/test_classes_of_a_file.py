@@ -16,8 +16,8 @@ def shown(**labels):
 def test_a_file_and_the_names_themselves_are_the_same(tmp_path):
     path = tmp_path / "answers.txt"
     path.write_text("yes\nno\ntwo birds\n")
-    listed = Classify(view=VIEW, label="a", classes=str(path), count=3, form="shares")
-    named = Classify(view=VIEW, label="a", classes=("yes", "no", "two birds"), form="shares")
+    listed = Classify(view=VIEW, label="a", classes=str(path), count=3, form="distribution")
+    named = Classify(view=VIEW, label="a", classes=("yes", "no", "two birds"), form="distribution")
     scores = {"two birds": 0.9, "no": 0.3, "unheard of": 1.0}
     one, other = (o.aim(shown(a=scores)) for o in (listed, named))
     np.testing.assert_allclose(one.value, [[0, 0.25, 0.75]], atol=1e-6)

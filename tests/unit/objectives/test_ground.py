@@ -10,10 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossloom.batch import AimBatch, Encoded, Stream, ViewBatch
+from crossloom.modalities.codes import Codes
 from crossloom.modalities.patches import Patches
 from crossloom.modalities.regions import Regions
+from crossloom.models.model import CrossloomModel, check_reads
+from crossloom.models.presets import single_stream
 from crossloom.objectives.ground import Ground, overlaps
 from crossloom.objectives.view import Shown, View
+from crossloom.training.recipe import load_recipe
 from crossloom.units import make_units
 
 VIEW = View(name="v", streams=("text", "image"))
@@ -153,3 +157,25 @@ def test_predictions_are_by_example():
 def test_what_cannot_be_grounded(spec, message):
     with pytest.raises(ValueError, match=message):
         spec.check({**REGIONS, "pixels": Patches(size=32)})
+
+
+def test_regions_that_read_nothing_cannot_be_chosen():
+    both = ("text", "image")
+    ground = {"grounding": Ground(view=View(name="v", streams=both))}
+    text, image = Codes(size=9), Regions(features=4, classes=0, limit=5)
+    small = {"layers": 1, "width": 16, "heads": 2}
+    CrossloomModel({"text": text, "image": image}, single_stream(both, **small), ground)
+    alone = replace(single_stream(("text",), **small), widths={"text": 16, "image": 16})
+    with pytest.raises(ValueError, match=r"objectives\.grounding: 'image' reads no other stream"):
+        CrossloomModel({"text": text, "image": image}, alone, ground)
+    # the view can forbid it as well
+    apart = {"grounding": Ground(view=View(name="v", streams=both, apart=True))}
+    with pytest.raises(ValueError, match="whose regions read the text"):
+        CrossloomModel({"text": text, "image": image}, single_stream(both, **small), apart)
+
+
+def test_grounding_is_refused_for_early_fusion():
+    """B2T2's regions are seen on words and read nothing themselves."""
+    recipe = load_recipe("b2t2-tiny")
+    with pytest.raises(ValueError, match="'image' reads no other stream"):
+        check_reads(recipe.plan, View(name="grounding", streams=("text", "image")), "image")

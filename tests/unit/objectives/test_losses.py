@@ -184,6 +184,13 @@ def test_contrast_in_chunks_equals_whole_with_gradients():
         torch.testing.assert_close(whole, chunked)
 
 
+def test_foreign_pairs_are_not_pulled_together():
+    both = dict.fromkeys(VIEW.streams)
+    with pytest.raises(ValueError, match="'v' mismatches b: foreign pairs"):
+        Contrast(view=VIEW, pair=("a", "b")).check(both)
+    Contrast(view=View(name="v", streams=("a", "b")), pair=("a", "b")).check(both)
+
+
 def test_one_pair_alone_has_no_negatives():
     spec = Contrast(view=View(name="v", streams=("a", "b"), apart=True), pair=("a", "b"), dim=3)
     e = encoded({"a": [2], "b": [1]})

@@ -32,7 +32,7 @@ def test_parameters():
     code = bert(30_522, 768, 12, segments=3)
     code += 4096 * 768 + 768 + 4 * 768 + 768 + 768 + 2048 + 768 + 768
     code += transform(768) + 30_522 + 768 * 768 + 768 + 1601 * 768 + 1601
-    assert sum(counted.values()) == code - 768 + 2 * 768 + 30_522
+    assert sum(counted.values()) == code + 2 * 768 + 30_522
 
 
 def test_what_is_seen_and_hidden():
@@ -77,14 +77,18 @@ def one(model, view, example):
     at, where = part(words, example), part(regions, example)
     hidden = regions.hidden[where]
     feature = regions.content["feature"][where].float()
-    mean = feature[1:][~hidden[1:]].mean(0)  # the first is the whole image
+    # the first is the whole image, the last [END]
+    mean = feature[1:-1][~hidden[1:-1]].mean(0)
     shown = torch.where(hidden[:, None], image.mask, feature)
     shown[0] = mean
     boxes = [corners(b) for b in regions.content["box"][where]]
     seen = visual(shown, boxes, image)
     assert boxes[0] == pytest.approx((0, 0, 1, 1))
     y = norm(seen, image.feature_norm) + image.word.weight[hidden.long()]
-    y = norm(y + text.segment.weight[2] + text.position.weight[len(at)], text.norm)
+    y = torch.cat([y[:-1], image.end.weight])
+    place = torch.full((len(y),), len(at))
+    place[-1] += 1
+    y = norm(y + text.segment.weight[2] + text.position.weight[place], text.norm)
     x = written(text, words, at) + text.segment.weight[0] + norm(seen[:1], text.sight_norm)
     states = layers(model, torch.cat([norm(x, text.norm), y]))
     return states[: len(at)], states[len(at) :]
@@ -115,7 +119,9 @@ def test_losses(world):
     assert set(view.streams["image"].hidden.nonzero().flatten().tolist()) <= set(
         aims["mvrc"].index.tolist()
     )
-    assert not set(aims["mvrc"].index.tolist()) & set(view.streams["image"].start.tolist())
+    regions = view.streams["image"]
+    ends = regions.start + regions.length - 1
+    assert not set(aims["mvrc"].index.tolist()) & {*regions.start.tolist(), *ends.tolist()}
 
 
 def test_loss_of_texts_alone(world):

@@ -12,6 +12,7 @@ from crossloom.objectives.presets import itc, itm, mlm
 from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.objectives.view import Hide, View
 from crossloom.plugins import listed
+from crossloom.recipes.state import state
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training import overview
 from crossloom.training.run import make_model
@@ -115,7 +116,7 @@ def test_tables_name_every_objective_and_component(world):
 
 def test_the_page_of_recipes_is_the_one_that_is_committed(tmp_path):
     own = [p for p in listed("recipe") if p.target.startswith("crossloom.")]
-    overview.page([overview.entry(p) for p in own], tmp_path)
+    overview.page([overview.entry(p, state(p.name)) for p in own], tmp_path)
 
     def files(folder):
         drawings = sorted((folder / "images" / "plans").glob("*.svg"))
@@ -129,20 +130,24 @@ def test_the_page_of_recipes_is_the_one_that_is_committed(tmp_path):
         assert f"| `{plugin.name}` |" in written["recipes.md"]
 
 
-def test_equal_plans_share_a_drawing_and_old_ones_go(tmp_path):
+def test_equal_plans_share_a_drawing_named_after_what_it_shows_and_old_ones_go(tmp_path):
     one = overview.Entry(
-        name="one", says="a | b", plan="p", streams="s", objectives="o", parameters="1", drawing="A"
-    )
+        name="one", says="a | b", plan="p", size="1 layer", streams="s", objectives="o",
+        parameters="1", drawing="A", drawn="p, q of s: 1 layer",
+        state=overview.State(shown="all", tests=("unit/test_a.py",), published=7, source="code"),
+    )  # fmt: skip
     old = tmp_path / "images" / "plans" / "old.svg"
     old.parent.mkdir(parents=True)
     old.write_text("")
-    overview.page(
-        [one, replace(one, name="two"), replace(one, name="three", drawing="B")], tmp_path
-    )
-    assert sorted(p.stem for p in old.parent.iterdir()) == ["one", "three"]
+    three = replace(one, name="three", drawing="B", state=None)  # told alike, drawn otherwise
+    overview.page([one, replace(one, name="two"), three], tmp_path)
+    files = {p.stem: p.read_text() for p in old.parent.iterdir()}
+    assert files == {"p-q-of-s-1-layer": "A", "p-q-of-s-1-layer-2": "B"}
     page = (tmp_path / "recipes.md").read_text("utf-8")
-    assert "| `two` | a \\| b | [p](images/plans/one.svg) |" in page
-    assert "### `one`, `two`" in page
+    row = "| `two` | a \\| b | [p; 1 layer](images/plans/p-q-of-s-1-layer.svg) | s | o | 1 |"
+    assert f"{row} 7 (code) | all: [test_a](../tests/unit/test_a.py) |" in page
+    assert "(images/plans/p-q-of-s-1-layer-2.svg) | s | o | 1 |  |  |" in page
+    assert "### P, q of s: 1 layer\n\n`one`, `two`\n" in page
 
 
 def test_objectives_of_a_view_of_their_own_are_told_apart():
