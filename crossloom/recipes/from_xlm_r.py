@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from crossloom.data_pipelines.read import Blocks, Parallel
 from crossloom.data_pipelines.reader import Reader
@@ -21,16 +22,17 @@ TIED = {SECOND: TEXT}
 ADAM = Optim(rate=2e-4, betas=(0.9, 0.98), epsilon=1e-6, decay=0.01, clip=1.0)
 
 
-def xlm_r_texts(*, doubled: bool = True) -> dict[str, Modality]:
+def xlm_r_texts(**changes: Any) -> dict[str, Modality]:
     """XLM-R's text for both streams: 250,002 ids, positions from row 2 of 514, one passage type.
 
     Args:
-        doubled: two translations in one row are parted by two ends.
+        changes: other fields of :class:`~crossloom.modalities.text.Text`.
     """
     text = Text(
         vocabulary="xlm-roberta/sentencepiece.bpe.model", layout="xlm-r", size=250_002, limit=512,
-        positions=514, offset=2, constant=True, doubled=doubled,
+        positions=514, offset=2, constant=True,
     )  # fmt: skip
+    text = replace(text, **changes)
     return {TEXT: text, SECOND: replace(text, field=SECOND)}
 
 

@@ -64,7 +64,9 @@ def hictl() -> Recipe:
 
 
 def hictl_tiny() -> Recipe:
-    """HICTL over the world: 128 words against each sentence, 3 layers of 128."""
+    """HICTL over the world: mostly sentences, which take the longest; 128 words against each."""
     recipe = hictl()
     small = {"words": wctl(negatives=128), "sentences": sctl(PAIR, dim=128)}
-    return tiny(replace(recipe, objectives={**recipe.objectives, **small}), small_plan())
+    mixture = {**recipe.mixture, "apart": replace(apart("sentences"), weight=5)}
+    recipe = replace(recipe, objectives={**recipe.objectives, **small}, mixture=mixture)
+    return tiny(recipe, small_plan())

@@ -47,7 +47,7 @@ def infoxlm() -> Recipe:
     return Recipe(
         name="infoxlm",
         data="shards",
-        modalities={s: replace(m, dropout=0.0) for s, m in xlm_r_texts(doubled=False).items()},
+        modalities=xlm_r_texts(doubled=False, dropout=0.0),
         tied=TIED,
         plan=replace(xlm_r_plan(), dropout=0.0),
         objectives={
