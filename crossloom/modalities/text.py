@@ -17,11 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from crossloom.batch import Stream
-from crossloom.modalities.byte_pairs import BytePairs
 from crossloom.modalities.lay import blocks, lay
 from crossloom.modalities.modality import Embedder, Modality, Target
-from crossloom.modalities.vocabularies import MASKLESS, Layout, Vocabulary, vocabulary
-from crossloom.modalities.wordpiece import WordPiece
+from crossloom.modalities.vocabularies import (
+    MASKLESS,
+    AnyVocabulary,
+    Layout,
+    Vocabulary,
+    vocabulary,
+)
 from crossloom.units import Array, BadSample, Fate, Passage, Sample, Units, make_units
 
 #: What ends a sentence, and what may close after it.
@@ -109,7 +113,7 @@ class Text(Modality):
             )
 
     @property
-    def vocab(self) -> Vocabulary | WordPiece | BytePairs:
+    def vocab(self) -> AnyVocabulary:
         """The loaded vocabulary.
 
         Raises:

@@ -36,7 +36,7 @@ from crossloom.modalities.wordpiece import WordPiece
 from crossloom.units import Array
 
 #: Scripts written without spaces: there every piece counts as a word of its own.
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 #: Layouts without a mask: nothing of theirs can be hidden.
@@ -153,15 +153,19 @@ class Vocabulary:
         return str(self.processor.DecodePieces([self.pieces[i] for i in ids if i not in special]))
 
 
+#: A vocabulary of any layout.
+AnyVocabulary = Vocabulary | WordPiece | BytePairs
+
+
 def _starts_word(piece: str) -> bool:
     if piece.startswith("▁"):
         return True
     first = unicodedata.name(piece[0], "") if piece else ""
-    return first.startswith(_UNSPACED)
+    return first.startswith(UNSPACED)
 
 
 @lru_cache(maxsize=8)
-def vocabulary(path: str, layout: Layout) -> Vocabulary | WordPiece | BytePairs:
+def vocabulary(path: str, layout: Layout) -> AnyVocabulary:
     """The vocabulary at a path, loaded once per process."""
     if layout in ("wordpiece", "wordpiece-cased"):
         return WordPiece(path, cased=layout == "wordpiece-cased")
