@@ -141,7 +141,7 @@ def measure(vocab: AnyVocabulary, texts: Mapping[str, Sequence[str]], most: int 
     for language, lines in texts.items():
         own = Counter(c for line in lines for c in line)
         counted += own
-        languages[language] = _split(vocab, lines[:most], bytes_of, _spaced(own))
+        languages[language] = _split(vocab, language, lines[:most], bytes_of, _spaced(own))
     by_script: dict[str, Counter[str]] = {}
     for character, count in counted.items():
         if script := script_of(character):
@@ -163,9 +163,13 @@ def measure(vocab: AnyVocabulary, texts: Mapping[str, Sequence[str]], most: int 
 
 
 def _split(
-    vocab: AnyVocabulary, lines: Sequence[str], bytes_of: Sequence[bool], spaced: bool
+    vocab: AnyVocabulary,
+    language: str,
+    lines: Sequence[str],
+    bytes_of: Sequence[bool],
+    spaced: bool,
 ) -> Split:
-    ids = [n for line in lines for n in vocab.encode(line).tolist()]
+    ids = [n for line in lines for n in vocab.encode(line, language).tolist()]
     words = [word for line in lines for word in line.split()]
     return Split(
         lines=len(lines),

@@ -134,14 +134,16 @@ class Text(Modality):
         if not self.size or Path(self.vocabulary).is_file():
             return self.vocab.mask
         last = self.size - 1
-        usual = {"own": 4, "xlm-r": last, "mbart": last}.get(self.layout, 103)
+        usual = {"own": 4, "xlm-r": last, "mbart": last, "xlm": 5, "xlm-cased": 5}.get(
+            self.layout, 103
+        )
         return min(usual, self.size - 1)
 
     def decode(self, sample: Sample, rng: np.random.Generator) -> Units:
         """Units of the sample's passages."""
         passages = _passages(sample, self.field)
         vocab = self.vocab
-        pieces = [vocab.encode(p.text) for p in passages]
+        pieces = [vocab.encode(p.text, p.language) for p in passages]
         for passage, part in zip(passages, pieces, strict=True):
             if len(part) == 0:
                 raise BadSample("empty text", f"{self.field}: no units in {passage.text!r}")
