@@ -19,7 +19,7 @@ app = typer.Typer(
     help="Pre-train, fine-tune and evaluate multimodal and multilingual models.",
 )
 shards = typer.Typer(no_args_is_help=True, help="Make, check and look at shards.")
-tokenizer = typer.Typer(no_args_is_help=True, help="Train vocabularies.")
+tokenizer = typer.Typer(no_args_is_help=True, help="Train vocabularies, and measure them.")
 recipes = typer.Typer(no_args_is_help=True, help="List and show recipes.")
 plugins = typer.Typer(no_args_is_help=True, help="Show what is installed.")
 for name, group in {
@@ -261,6 +261,7 @@ def train_tokenizer(
     alpha: Annotated[float, typer.Option(help="Flattening of languages, 0..1.")] = 0.5,
     coverage: Annotated[float, typer.Option(help="Share of characters kept.")] = 0.9999,
     byte_fallback: Annotated[bool, typer.Option(help="Spell unknown characters.")] = False,
+    lines: Annotated[int, typer.Option(help="Most lines read, over all languages.")] = 1_000_000,
 ) -> None:
     """Train a SentencePiece unigram vocabulary over the texts of shards."""
     from crossloom.data_pipelines.shards import open_shards
@@ -271,16 +272,44 @@ def train_tokenizer(
         out,
         size=vocab,
         alpha=alpha,
+        lines=lines,
         coverage=coverage,
         byte_fallback=byte_fallback,
     )
-    table = Table("language", "lines", "pieces per word", "unknown")
-    for language, row in report.items():
-        table.add_row(
-            language, f"{row['lines']:.0f}", f"{row['fertility']:.2f}", f"{row['unknown']:.2%}"
-        )
-    console.print(table)
-    console.print(f"wrote {out}")
+    _print_report(report)
+    console.print(f"wrote {out} and {out.with_suffix('.report.json')}")
+
+
+@tokenizer.command("report")
+def report_tokenizer(
+    model: Annotated[Path, typer.Argument(help="The vocabulary.")],
+    shards: Annotated[list[str], typer.Option(help="Tars whose texts are split.")],
+    layout: Annotated[str, typer.Option(help="own, xlm-r, wordpiece-cased, …")] = "own",
+    lines: Annotated[int, typer.Option(help="Most lines of each language.")] = 1000,
+) -> None:
+    """How a vocabulary splits languages: pieces a word, unknown pieces, coverage of scripts."""
+    from typing import get_args
+
+    from crossloom.data_pipelines.fertility import measure
+    from crossloom.data_pipelines.shards import open_shards
+    from crossloom.data_pipelines.tokenizer import lines_of
+    from crossloom.modalities.vocabularies import Layout, vocabulary
+
+    if layout not in get_args(Layout):
+        raise ValueError(f"--layout {layout}: there are {', '.join(get_args(Layout))}")
+    vocab = vocabulary(str(model), layout)
+    texts = lines_of(open_shards(shards), lambda many: dict.fromkeys(many, lines))
+    report = measure(vocab, texts, lines)
+    _print_report(report)
+    console.print(f"wrote {report.save(model)}")
+
+
+def _print_report(report: Any) -> None:
+    for headings, rows in report.tables():
+        table = Table(*headings)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
 
 
 # --- recipes and plugins ------------------------------------------------------------------------

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from crossloom.data_pipelines.fertility import Report, measure
 from crossloom.data_pipelines.mixture import temperature
 from crossloom.data_pipelines.reader import sample_json
 from crossloom.data_pipelines.shards import Shard
+from crossloom.modalities.vocabularies import Vocabulary
 from crossloom.units import BadSample, keyed_rng
+
+#: Bytes of a line; SentencePiece passes longer ones over (and those above 4,192, if not told).
+MOST_BYTES = 1 << 16
 
 
 def texts_of(content: Any, language: str = "") -> Iterator[tuple[str, str]]:
@@ -43,6 +48,34 @@ def sentences(shards: Iterable[Shard]) -> Iterator[tuple[str, str]]:
                 yield from texts_of(sample_json(shard.read(number)))
 
 
+def lines_of(
+    shards: Iterable[Shard], count: Callable[[Mapping[str, int]], Mapping[str, int]], seed: int = 0
+) -> dict[str, list[str]]:
+    """Distinct lines of each language, drawn at random.
+
+    Args:
+        shards: whose ``json`` texts are read.
+        count: from the numbers of distinct lines by language, how many to take at most.
+        seed: of the draw.
+
+    Raises:
+        ValueError: there is no text.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for language, text in sentences(shards):
+        if line := text.strip():
+            found.setdefault(language, {})[line] = None
+    if not found:
+        raise ValueError("no text in these shards; `crossloom shards show` shows what they hold")
+    distinct = {language: list(some) for language, some in sorted(found.items())}
+    wanted = count({language: len(some) for language, some in distinct.items()})
+    out = {}
+    for language, some in distinct.items():
+        order = keyed_rng(seed, "tokenizer", language).permutation(len(some))
+        out[language] = [some[n] for n in order[: wanted[language]]]
+    return out
+
+
 def train(
     shards: Iterable[Shard],
     out: Path,
@@ -53,8 +86,8 @@ def train(
     coverage: float = 0.9999,
     seed: int = 0,
     byte_fallback: bool = False,
-) -> dict[str, dict[str, float]]:
-    """Train a unigram vocabulary and write ``out`` (a ``.model`` file).
+) -> Report:
+    """Train a unigram vocabulary and write ``out`` (a ``.model`` file) and a report beside it.
 
     Args:
         shards: whose ``json`` texts are read.
@@ -62,32 +95,26 @@ def train(
         size: number of ids, specials included (fewer when the texts do not support as many).
         alpha: languages give lines in proportion to ``n ** alpha`` of their numbers of lines.
         lines: most lines used.
-        coverage: share of characters kept as pieces.
+        coverage: share of characters kept as pieces, 0.98..1.
         seed: of the choice of lines.
         byte_fallback: spell unknown characters in bytes instead of ``<unk>``.
 
     Returns:
-        By language: ``lines`` used, ``fertility`` (pieces a whitespace word, or a character where
-        words are not spaced) and ``unknown`` (share of pieces).
+        How the vocabulary splits the lines that it was trained on.
 
     Raises:
-        ValueError: there is no text.
+        ValueError: there is no text, or less is to be covered than SentencePiece allows.
     """
     import sentencepiece
 
-    by_language: dict[str, Counter[str]] = {}
-    for language, text in sentences(shards):
-        by_language.setdefault(language, Counter())[text.strip()] += 1
-    distinct = {k: [t for t in v if t] for k, v in sorted(by_language.items())}
-    if not any(distinct.values()):
-        raise ValueError("no text in these shards; `crossloom shards show` shows what they hold")
-    shares = temperature({k: len(v) for k, v in distinct.items()}, alpha)
-    wanted = min(lines, sum(map(len, distinct.values())))
-    chosen: dict[str, list[str]] = {}
-    for language, texts in distinct.items():
-        count = min(len(texts), max(1, round(shares[language] * wanted)))
-        order = keyed_rng(seed, "tokenizer", language).permutation(len(texts))[:count]
-        chosen[language] = [texts[i] for i in order]
+    if not 0.98 <= coverage <= 1:
+        raise ValueError(f"coverage must lie in 0.98..1, not {coverage}")
+
+    def count(many: Mapping[str, int]) -> dict[str, int]:
+        shares, wanted = temperature(many, alpha), min(lines, sum(many.values()))
+        return {x: max(1, round(share * wanted)) for x, share in shares.items()}
+
+    chosen = lines_of(shards, count, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         prefix = str(Path(folder) / "model")
@@ -106,10 +133,13 @@ def train(
             byte_fallback=byte_fallback,
             num_threads=os.cpu_count() or 1,
             train_extremely_large_corpus=False,
+            max_sentence_length=MOST_BYTES,
             minloglevel=1,
         )
         os.replace(prefix + ".model", out)
-    return fertility(out, chosen)
+    report = measure(Vocabulary(out), chosen)
+    report.save(out)
+    return report
 
 
 def _with_seeds(lines: list[str]) -> list[str]:
@@ -120,25 +150,3 @@ def _with_seeds(lines: list[str]) -> list[str]:
     """
     words = Counter(word for line in lines for word in line.split())
     return lines + [f"{word}," for word, count in words.items() if count > 1]
-
-
-def fertility(path: Path, texts: dict[str, list[str]]) -> dict[str, dict[str, float]]:
-    """How a vocabulary splits each language, on up to 1,000 of its lines."""
-    from crossloom.modalities.vocabularies import Vocabulary
-
-    vocab = Vocabulary(path)
-    report = {}
-    for language, lines in texts.items():
-        pieces = words = unknown = 0
-        for line in lines[:1000]:
-            ids = vocab.encode(line)
-            pieces += len(ids)
-            unknown += int((ids == vocab.unknown).sum())
-            split = line.split()
-            words += len(split) if len(split) > 1 else len(line)
-        report[language] = {
-            "lines": float(len(lines)),
-            "fertility": pieces / max(1, words),
-            "unknown": unknown / max(1, pieces),
-        }
-    return report

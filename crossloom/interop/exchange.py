@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 import crossloom.interop
 from crossloom.interop.rules import Noted
+from crossloom.modalities.word_pairs import parted
 from crossloom.training.checkpoint import write_atomically
 from crossloom.training.recipe import Recipe, RecipeError, override
 from crossloom.training.run import (
@@ -243,18 +243,23 @@ def export_run(run: Path, to: str, out: Path, family: str = "") -> Report:
     for stream, modality in recipe.modalities.items():
         path = getattr(modality, "vocabulary", "")
         if path and Path(path).is_file() and stream not in recipe.tied:
-            shutil.copyfile(path, out / _vocabulary_name(Path(path), modality))
+            for file, data in _vocabulary(Path(path), modality).items():
+                write_atomically(out / file, data)
     return Report(out, name, left_out=left_out)
 
 
-def _vocabulary_name(path: Path, modality: Any) -> str:
-    """What the other library calls a vocabulary of this layout."""
+def _vocabulary(path: Path, modality: Any) -> dict[str, bytes | str]:
+    """A vocabulary as the files of the other library, by the names that it gives them."""
     pieces = "sentencepiece.bpe.model"
     known = {"xlm-r": pieces, "mbart": pieces, "siglip": "spiece.model"}
     layout = str(getattr(modality, "layout", ""))
+    if layout in ("xlm", "xlm-cased"):
+        lower = {"do_lowercase_and_remove_accent": layout == "xlm"}
+        return {**parted(path), "tokenizer_config.json": json.dumps(lower)}
+    data = path.read_bytes()
     if layout.startswith("wordpiece"):
-        return "tokenizer.json" if path.read_bytes()[:1] == b"{" else "vocab.txt"
-    return known.get(layout, path.name)
+        return {"tokenizer.json" if data[:1] == b"{" else "vocab.txt": data}
+    return {known.get(layout, path.name): data}
 
 
 def _written(

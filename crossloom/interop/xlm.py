@@ -3,12 +3,13 @@
 A language has an embedding of its own, added to every unit; the second sentence of a translated
 pair starts at position 0 again (``Text.restart``); the head is the table of words and a bias.
 
-Its vocabulary is byte pairs over text that Moses and others cut into words first. No layout here
-does that: a model of it is given ids, or the vocabulary of a run is exchanged for another.
+Its vocabulary is byte pairs of words that Moses cuts: ``layout: xlm``, or ``xlm-cased`` where
+``tokenizer_config.json`` says so (:mod:`crossloom.modalities.word_pairs`).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from crossloom.data_pipelines.read import Texts
 from crossloom.interop.bert import TEXT, block, first, one_text, require, shaped
 from crossloom.interop.rules import Rule, both, joined, read_all, same, write_all
 from crossloom.modalities.text import Text
+from crossloom.modalities.vocabularies import Layout
 from crossloom.models.plan import Plan
 from crossloom.models.presets import single_stream
 from crossloom.objectives.objective import Objective
@@ -75,8 +77,10 @@ def read(
     objectives: dict[str, Objective] = {}
     if "pred_layer.proj.bias" in weights:
         objectives["mmlm"] = replace(mmlm(), transform=False)
+    vocabulary = folder / "vocab.json"
     text = Text(
-        vocabulary="",
+        vocabulary=str(vocabulary.resolve()) if vocabulary.is_file() else vocabulary.name,
+        layout=_layout(folder),
         size=config["vocab_size"],
         limit=config["max_position_embeddings"],
         languages=languages,
@@ -159,6 +163,12 @@ def _languages(config: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     names = {int(number): code for code, number in (config.get("lang2id") or {}).items()}
     return tuple(names.get(number, str(number)) for number in range(count))
+
+
+def _layout(folder: Path) -> Layout:
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return "xlm" if settings.get("do_lowercase_and_remove_accent", True) else "xlm-cased"
 
 
 def _shape(recipe: Recipe) -> Plan:

@@ -41,8 +41,8 @@ class BytePairs:
         text = "\n".join(self.pieces)
         self.identity = hashlib.sha256(f"byte pairs\n{text}".encode()).hexdigest()[:16]
 
-    def encode(self, text: str) -> Array:
-        """Ids ``[n]`` int64 of a text, without specials."""
+    def encode(self, text: str, language: str = "") -> Array:
+        """Ids ``[n]`` int64 of a text, without specials, whatever its language."""
         return np.array(self._tokenizer.encode(text), np.int64)
 
     def spans(self, text: str) -> Array:

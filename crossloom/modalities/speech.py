@@ -21,10 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from crossloom.batch import Stream
-from crossloom.modalities.byte_pairs import BytePairs
 from crossloom.modalities.modality import Embedder, Modality, Target
-from crossloom.modalities.vocabularies import Layout, Vocabulary, vocabulary
-from crossloom.modalities.wordpiece import WordPiece
+from crossloom.modalities.vocabularies import AnyVocabulary, Layout, vocabulary
 from crossloom.units import Array, BadSample, Sample, Units, make_units
 
 #: Members looked for when ``field`` is ``"audio"``.
@@ -174,7 +172,7 @@ class Speech(Modality):
         return bool(self.vocabulary or self.size)
 
     @property
-    def _vocab(self) -> Vocabulary | WordPiece | BytePairs:
+    def _vocab(self) -> AnyVocabulary:
         found = vocabulary(self.vocabulary, self.layout)
         if self.size and found.size != self.size:
             raise ValueError(

@@ -17,19 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from crossloom.batch import Stream
-from crossloom.modalities.byte_pairs import BytePairs
 from crossloom.modalities.lay import blocks, lay, turned
 from crossloom.modalities.modality import Embedder, Modality, Target
 from crossloom.modalities.recovery import Recovery
 from crossloom.modalities.scripts import CLOSING, STOPS
 from crossloom.modalities.vocabularies import (
     MASKLESS,
+    AnyVocabulary,
     Layout,
     Vocabulary,
     specials,
     vocabulary,
 )
-from crossloom.modalities.wordpiece import WordPiece
 from crossloom.units import Array, BadSample, Fate, Passage, Sample, Units, make_units
 
 _ANY = 1 << 40  # a limit that no text reaches
@@ -130,7 +129,7 @@ class Text(Modality):
             )
 
     @property
-    def vocab(self) -> Vocabulary | WordPiece | BytePairs:
+    def vocab(self) -> AnyVocabulary:
         """The loaded vocabulary.
 
         Raises:
@@ -151,7 +150,9 @@ class Text(Modality):
         if not self.size or Path(self.vocabulary).is_file():
             return self.vocab.mask
         last = self.size - 1
-        usual = {"own": 4, "xlm-r": last, "mbart": last}.get(self.layout, 103)
+        usual = {"own": 4, "xlm-r": last, "mbart": last, "xlm": 5, "xlm-cased": 5}.get(
+            self.layout, 103
+        )
         return min(usual, self.size - 1)
 
     def decode(self, sample: Sample, rng: np.random.Generator) -> Units:
@@ -179,7 +180,7 @@ class Text(Modality):
         """Units of the passages, without the first so many of the last."""
         passages = _passages(sample, self.field)
         vocab = self.vocab
-        pieces = [vocab.encode(p.text) for p in passages]
+        pieces = [vocab.encode(p.text, p.language) for p in passages]
         for passage, part in zip(passages, pieces, strict=True):
             if len(part) == 0:
                 raise BadSample("empty text", f"{self.field}: no units in {passage.text!r}")

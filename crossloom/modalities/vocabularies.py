@@ -14,6 +14,8 @@ These id layouts are read:
   ``<language> X </s>``.
 - ``wordpiece`` and ``wordpiece-cased``: BERT's ``vocab.txt``, as its uncased and cased models read
   it (:mod:`crossloom.modalities.wordpiece`; needs the package ``tokenizers``).
+- ``xlm`` and ``xlm-cased``: XLM's ``vocab.json`` and ``merges.txt``, over words that Moses cuts
+  (:mod:`crossloom.modalities.word_pairs`; needs the package ``sacremoses``).
 - ``clip``: CLIP's byte pairs, which need no file (:mod:`crossloom.modalities.byte_pairs`).
 - ``siglip``: a SentencePiece model with ``<pad>`` 0, ``</s>`` 1, ``<unk>`` 2, whose texts are lower
   case without punctuation, begin with nothing and are filled up with ``</s>``
@@ -33,6 +35,7 @@ import numpy as np
 
 from crossloom.modalities.byte_pairs import BytePairs
 from crossloom.modalities.scripts import unspaced
+from crossloom.modalities.word_pairs import WordPairs, joined
 from crossloom.modalities.wordpiece import WordPiece
 from crossloom.units import Array
 
@@ -41,7 +44,9 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 #: Layouts without a mask: nothing of theirs can be hidden.
 MASKLESS = ("clip", "siglip")
 
-Layout = Literal["own", "xlm-r", "mbart", "wordpiece", "wordpiece-cased", "clip", "siglip"]
+Layout = Literal[
+    "own", "xlm-r", "mbart", "wordpiece", "wordpiece-cased", "xlm", "xlm-cased", "clip", "siglip"
+]
 #: mBART's language tokens in the order of their ids.
 _SIGNS = (
     "ar_AR", "cs_CZ", "de_DE", "en_XX", "es_XX", "et_EE", "fi_FI", "fr_XX", "gu_IN", "hi_IN",
@@ -139,8 +144,8 @@ class Vocabulary:
         self._unknown_raw = model.unk_id()
         self._bare = layout == "siglip"
 
-    def encode(self, text: str) -> Array:
-        """Ids ``[n]`` int64 of a text, without specials."""
+    def encode(self, text: str, language: str = "") -> Array:
+        """Ids ``[n]`` int64 of a text, without specials, whatever its language."""
         if self._bare:
             text = " ".join(text.lower().translate(_NO_PUNCTUATION).split())
         ids: Array = np.array(self.processor.EncodeAsIds(text), np.int64)
@@ -163,24 +168,37 @@ class Vocabulary:
         return str(self.processor.DecodePieces([self.pieces[i] for i in ids if i not in special]))
 
 
+#: A vocabulary of any layout.
+AnyVocabulary = Vocabulary | WordPiece | WordPairs | BytePairs
+
+
 def _starts_word(piece: str) -> bool:
     # of a script without spaces, every piece counts as a word of its own
     return piece.startswith("▁") or (bool(piece) and unspaced(piece[0]))
 
 
 @lru_cache(maxsize=8)
-def vocabulary(
-    path: str, layout: Layout, signs: tuple[str, ...] = ()
-) -> Vocabulary | WordPiece | BytePairs:
+def vocabulary(path: str, layout: Layout, signs: tuple[str, ...] = ()) -> AnyVocabulary:
     """The vocabulary at a path, loaded once per process."""
     if layout in ("wordpiece", "wordpiece-cased"):
         return WordPiece(path, cased=layout == "wordpiece-cased")
+    if layout in ("xlm", "xlm-cased"):
+        return WordPairs(path, cased=layout == "xlm-cased")
     if layout == "clip":
         return BytePairs()
     return Vocabulary(path, layout, signs)
 
 
 @lru_cache(maxsize=8)
-def specials(vocab: Vocabulary | WordPiece | BytePairs) -> tuple[int, ...]:
+def specials(vocab: AnyVocabulary) -> tuple[int, ...]:
     """Ids that are no piece of a text."""
     return tuple(np.setdiff1d(np.arange(vocab.size), vocab.ordinary).tolist())
+
+
+def in_one(path: Path, layout: str) -> bytes:
+    """The file of a vocabulary as a run keeps it: XLM's two as one.
+
+    Raises:
+        ValueError: it is no vocabulary of that layout.
+    """
+    return joined(path).encode() if layout in ("xlm", "xlm-cased") else path.read_bytes()

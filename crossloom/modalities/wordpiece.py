@@ -70,8 +70,8 @@ class WordPiece:
         text = "\n".join(self.pieces)
         self.identity = hashlib.sha256(f"wordpiece {cased}\n{text}".encode()).hexdigest()[:16]
 
-    def encode(self, text: str) -> Array:
-        """Ids ``[n]`` int64 of a text, without specials."""
+    def encode(self, text: str, language: str = "") -> Array:
+        """Ids ``[n]`` int64 of a text, without specials, whatever its language."""
         return np.array(self._tokenizer.encode(text).ids, np.int64)
 
     def spans(self, text: str) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from crossloom.data_pipelines.loader import Part, Stack
 from crossloom.data_pipelines.mixture import Mixture
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.source import Source
+from crossloom.modalities.vocabularies import in_one
 from crossloom.models.model import CrossloomModel
 from crossloom.training import checkpoint
 from crossloom.training.environment import seed_torch
@@ -217,5 +217,6 @@ def prepare_folder(folder: Path, recipe: Recipe) -> None:
             and Path(path).is_file()
             and Path(path).resolve() != (folder / f"{stream}.model").resolve()
         ):
-            shutil.copyfile(path, folder / f"{stream}.model")
+            layout = getattr(modality, "layout", "own")
+            checkpoint.write_atomically(folder / f"{stream}.model", in_one(Path(path), layout))
     checkpoint.write_atomically(folder / RECIPE, to_yaml(recipe))
