@@ -33,6 +33,9 @@ class Reader(ABC):
     """How a component reads its samples. Subclasses set ``kind``, the name in recipes."""
 
     kind: ClassVar[str]
+    task: str = ""
+    """What is asked of the examples, by one of the names in ``Text.tasks``; given to modalities as
+    the member ``task``."""
 
     @property
     def mismatched(self) -> float:
@@ -399,6 +402,9 @@ class Pairs(Reader):
     languages: tuple[str, ...] = ()
     all_languages: bool = False
     """Every language of a pair is an example of its own (evaluation); ``languages`` must be set."""
+    two: bool = False
+    """Samples have two pictures, members ``0.…`` and ``1.…``: those of the first are given without
+    the number too, for the stream by which other sets' pictures are read."""
 
     def __post_init__(self) -> None:
         if self.all_languages and not self.languages:
@@ -440,7 +446,8 @@ class Pairs(Reader):
             "premise": passages[0].text if len(passages) > 1 else "",
             "hypothesis": passages[-1].text,
         }
-        return {**members, "text": passages}, labels
+        first = {k[2:]: v for k, v in members.items() if self.two and k.startswith("0.")}
+        return {**members, **first, "text": passages}, labels
 
 
 @dataclass(frozen=True, kw_only=True)

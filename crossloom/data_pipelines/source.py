@@ -267,13 +267,14 @@ def visit(
         BadSample: it cannot use it; "wrong shape" when its json is built in another way.
     """
     try:
-        return reader.read(members, item, rng)
+        sample, labels = reader.read(members, item, rng)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         # a json that anybody may have written, where an object stands for a list, or the like
         raise BadSample(
             "wrong shape",
             f"json: not built as reader {reader.kind!r} expects ({type(error).__name__}: {error})",
         ) from None
+    return ({**sample, "task": reader.task} if reader.task else sample), labels
 
 
 def defect(shard: Shard, key: str, error: BadSample, members: Mapping[str, bytes]) -> Defect:
