@@ -20,10 +20,10 @@ from crossloom.data_pipelines.reader import Reader, sample_json
 from crossloom.data_pipelines.shards import Shard, open_shards
 from crossloom.data_pipelines.source import defect, visit
 from crossloom.data_pipelines.summary import Totals
+from crossloom.modalities.arrays import read_npz
 from crossloom.modalities.modality import Modality
 from crossloom.modalities.pictures import EXTENSIONS as PICTURES
 from crossloom.modalities.pictures import decode_image
-from crossloom.modalities.regions import read_npz
 from crossloom.modalities.speech import EXTENSIONS as SOUNDS
 from crossloom.modalities.speech import decode_sound
 from crossloom.units import BadSample, Defect, keyed_rng

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from crossloom.data_pipelines.tags import class_names, classes_of
+from crossloom.modalities.arrays import read_arrays
 from crossloom.modalities.pictures import EXTENSIONS, image_size
-from crossloom.modalities.regions import read_arrays
 from crossloom.objectives.ground import overlaps
 from crossloom.units import Array, BadSample, Passage
 

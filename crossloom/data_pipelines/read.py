@@ -408,6 +408,9 @@ class Pairs(Reader):
     read_as: str = ""
     """Language that all texts are in, where it is not the one they stand under: pairs that were
     translated into English stand under the language that they come from."""
+    two: bool = False
+    """Samples have two pictures, members ``0.…`` and ``1.…``: those of the first are given without
+    the number too, for the stream by which other sets' pictures are read."""
 
     def __post_init__(self) -> None:
         _check_listed(self)
@@ -443,7 +446,8 @@ class Pairs(Reader):
             "premise": passages[0].text if len(passages) > 1 else "",
             "hypothesis": passages[-1].text,
         }
-        return {**members, "text": passages}, labels
+        first = {k[2:]: v for k, v in members.items() if self.two and k.startswith("0.")}
+        return {**members, **first, "text": passages}, labels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,9 @@ class Reader(ABC):
     """How a component reads its samples. Subclasses set ``kind``, the name in recipes."""
 
     kind: ClassVar[str]
+    task: str = ""
+    """What is asked of the examples, by one of the names in ``Text.tasks``; given to modalities as
+    the member ``task``."""
 
     @property
     def mismatched(self) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 from crossloom.data_pipelines.reader import sample_json
 from crossloom.data_pipelines.remote import shown
 from crossloom.data_pipelines.shards import Shard, describe, open_shards
-from crossloom.modalities.regions import read_npz
+from crossloom.modalities.arrays import read_npz
 from crossloom.units import BadSample, keyed_rng
 
 _COUNTED = 1000  # samples whose texts and labels are counted

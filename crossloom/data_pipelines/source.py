@@ -275,7 +275,8 @@ def visit(
         BadSample: it cannot use it; "wrong shape" when its json is built in another way.
     """
     with _as_built_for(reader):
-        return reader.read(members, item, rng)
+        sample, labels = reader.read(members, item, rng)
+    return ({**sample, "task": reader.task} if reader.task else sample), labels
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from crossloom.modalities.regions import read_arrays
+from crossloom.modalities.arrays import read_arrays
 from crossloom.units import BadSample, Passage
 
 

@@ -77,6 +77,10 @@ class Text(Modality):
     signs: tuple[str, ...] = ()
     """Languages with a token of their own, in the layout ``own``; others are then not read. The
     layout ``mbart`` has those of its 25 languages."""
+    tasks: tuple[str, ...] = ()
+    """Names of tasks, each with a learned vector: where a sample has a member ``task`` (a reader's
+    ``task``), that task's stands as a unit after the first, without position or passage type
+    (12-in-1, section 3.2). It is counted in ``limit``."""
     sign: Literal["last", "first"] = "last"
     """Where the language token of a layout that has them stands: after the last end, as in what is
     read, or before all, as in what is said (mBART)."""
@@ -116,6 +120,8 @@ class Text(Modality):
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        if self.tasks and self.filled:
+            raise ValueError("tasks and filled: a text of one length has no place for its task")
         if not 0 <= self.segment < max(1, self.segments):
             raise ValueError(
                 f"segment is {self.segment}; with segments={self.segments} it is below"
@@ -196,7 +202,8 @@ class Text(Modality):
             else:
                 tails[-1].append(sign)
         pieces[-1] = pieces[-1][skipped:]
-        pieces = _cut(pieces, self.limit - sum(map(len, [*heads, *tails])))
+        task = self._task(sample) if self.tasks else -1
+        pieces = _cut(pieces, self.limit - sum(map(len, [*heads, *tails])) - int(task >= 0))
         ids: list[Array] = []
         inside: list[Array] = []
         group: list[Array] = []
@@ -269,7 +276,18 @@ class Text(Modality):
             group=bind(np.concatenate(group), np.concatenate(bound) if bound else None),
             languages=tuple(zip((p.language for p in passages), begins, strict=True)),
         )
+        if self.tasks:
+            units = _with_task(units, task, len(heads[0]))
         return fill(units, self.limit, vocab.pad) if self.filled else units
+
+    def _task(self, sample: Sample) -> int:
+        """Number of the sample's task, -1 where it has none."""
+        name = sample.get("task", "")
+        if name and name not in self.tasks:
+            raise BadSample(
+                "unknown task", f"task {name!r} is not in tasks: {', '.join(self.tasks)}"
+            )
+        return self.tasks.index(name) if name else -1
 
     @property
     def _refers(self) -> bool:
@@ -313,6 +331,7 @@ class Text(Modality):
         content |= {"language": one} if self.languages else {}
         content |= {"segment": one} if self.segments > 1 else {}
         content |= {"refers": one - 1} if self._refers else {}
+        content |= {"task": one - 1} if self.tasks else {}
         targets = {"token": one} | ({"sentence": one - 1} if self.sentences else {})
         targets |= {"characters": np.full((1, 3), -1)} if self.characters else {}
         return make_units(content, targets=targets, maskable=np.zeros(1, bool))
@@ -354,6 +373,7 @@ class Text(Modality):
             limit=self.limit,
             languages=len(self.languages),
             segments=self.segments,
+            tasks=len(self.tasks),
             width=width,
             dropout=self.dropout,
             norm=self.norm,
@@ -451,6 +471,28 @@ def bind(group: Array, bound: Array | None) -> Array:
     return group
 
 
+def _with_task(units: Units, task: int, place: int) -> Units:
+    """Units that say of which task they are (-1 for none); one of its own stands at a place."""
+    plain = np.arange(len(units))
+    # a copy of the first unit, which is never hidden; its embedding is another
+    order = np.insert(plain, place, 0) if task >= 0 else plain
+    number = np.full(len(order), -1, np.int64)
+    number[place : place + len(order) - len(plain)] = task
+    maskable = units.maskable[order]
+    maskable[number >= 0] = False
+    return replace(
+        units,
+        content={k: v[order] for k, v in units.content.items()} | {"task": number},
+        targets={k: v[order] for k, v in units.targets.items()},
+        position=units.position[order],
+        maskable=maskable,
+        group=units.group[order],
+        languages=tuple(
+            (c, first + (task >= 0 and first >= place)) for c, first in units.languages
+        ),
+    )
+
+
 def _cut(parts: list[Array], room: int) -> list[Array]:
     """Shorten parts to ``room`` units in all, the longest first."""
     sizes = [len(p) for p in parts]
@@ -477,6 +519,7 @@ class TextEmbedder(Embedder):
         segments: int,
         width: int,
         dropout: float,
+        tasks: int = 0,
         norm: bool = True,
         marked: bool = False,
         looks_at: str = "",
@@ -497,6 +540,7 @@ class TextEmbedder(Embedder):
         self.language = nn.Embedding(languages, width) if languages else None
         self.segment = nn.Embedding(segments, width) if segments > 1 else None
         self.constant = nn.Parameter(torch.zeros(width)) if constant else None
+        self.task = nn.Embedding(tasks, width) if tasks else None
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
         self.mark = nn.Parameter(torch.zeros(width)) if marked else None
         self.dropout = nn.Dropout(dropout)
@@ -551,6 +595,9 @@ class TextEmbedder(Embedder):
             x = x + self.segment(stream.content["segment"])
         if self.constant is not None:
             x = x + self.constant
+        if self.task is not None:
+            number = stream.content["task"]
+            x = torch.where((number >= 0)[:, None], self.task(number.clamp(min=0)), x)
         if self.sight_norm is not None:
             x = x + self.sight_norm(self._whole(stream, other))
         x = self.dropout(self.norm(x))

@@ -29,11 +29,15 @@ def speechbert() -> Recipe:
     forced alignment, which the paper too presupposes; our converter of LibriSpeech does not
     write them). Start from BERT (``start``), as the paper does.
 
-    Otherwise than there: a spoken word is the 40 ms windows that it lasts, not one vector of an
-    autoencoder; it is named at its first window, by the first of its pieces. In place of the
-    autoencoder's reconstruction, the sound of hidden words is predicted (``sound``); its L1
-    distance to the embedding of the written word is left out: naming by the same table does that
-    work. Uncertain: weights, batch, rate and steps.
+    Otherwise than there: the paper first trains an autoencoder of words (section 3.2): a recurrent
+    network reads the frames of one word into one vector, another says the frames again from it
+    (squared error), and the vector is drawn to BERT's embedding of the written word (L1 distance).
+    Such vectors then stand for spoken words in BERT. Here there is no such network, nor a stage of
+    its own: a spoken word is the 40 ms windows that it lasts, each embedded by convolutions, and is
+    named at its first window, by the first of its pieces. In place of the reconstruction, the sound
+    of hidden words is predicted (``sound``); in place of the L1 distance, words are named by the
+    text's table. So sequences are longer than there, and a word has no single vector. Uncertain:
+    weights, batch, rate and steps.
 
     Parameters: BERT-base without its pooler (108.9 M); the windows' convolutions 2.0 M, heads
     1.5 M.

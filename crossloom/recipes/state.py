@@ -88,8 +88,19 @@ STATES: Mapping[str, State] = {
     "siglip-multilingual": _siglip(370_626_050),
     "speechbert": _formulas("test_said_seen_heard"),
     "twelve-in-one": State(
-        shown="groups of tasks, heads and resting as in the paper",
+        shown="groups of tasks, heads, tokens and resting as in the paper",
         tests=("unit/recipes/test_dual_stream.py",),
+        published=270_000_000,
+        to=10_000_000,
+        source="paper",
+        differences={**_Q_DENSE, "heads of pre-training": -3_317_373},
+    ),
+    "twelve-in-one-captions": State(
+        shown="what is hidden together and what is scored as in the paper",
+        tests=("unit/recipes/test_dual_stream.py",),
+        published=250_044_029,
+        source="modules of the code",
+        differences=_Q_DENSE,
     ),
     "unicoder-vl": State(shown=_RULES, tests=("unit/recipes/test_single_stream.py",)),
     "uniter": _formulas(

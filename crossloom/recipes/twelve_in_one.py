@@ -11,59 +11,100 @@ from crossloom.data_pipelines.world import ANSWERS
 from crossloom.objectives.classify import Classify
 from crossloom.objectives.ground import Ground
 from crossloom.objectives.objective import Objective
+from crossloom.objectives.presets import BERT, OBJECTS
 from crossloom.objectives.rank import Rank
 from crossloom.objectives.view import View
-from crossloom.recipes.parts import IMAGE, STREAMS, TEXT, bert_adam, butd, train
+from crossloom.recipes.parts import IMAGE, STREAMS, TEXT, bert_adam, bert_text, butd, train
 from crossloom.recipes.vilbert import vilbert, vilbert_tiny
 from crossloom.recipes.world import tiny
 from crossloom.training.recipe import Component, Pace, Recipe
 from crossloom.training.schedule import Schedule
 
-_ENGLISH = ("en",)
+#: The second of two pictures.
+SECOND = "second"
+
+
+def _tasks() -> dict[str, tuple[Reader, str]]:
+    english = ("en",)
+    vocabulary = {"vqa": "answers", "visual-genome": "answers", "gqa": "gqa"}
+    boxes = ("refcoco", "refcoco+", "refcocog", "visual7w", "guesswhat")
+    found: dict[str, tuple[Reader, str]] = {
+        n: (Questions(languages=english, task=n), o) for n, o in vocabulary.items()
+    }
+    for name in ("coco", "flickr30k"):
+        found[name] = Texts(languages=english, task=name), "retrieval"
+    for name in boxes:
+        found[name] = Refers(languages=english, task=name), "grounding"
+    found["snli-ve"] = Pairs(languages=english, task="snli-ve"), "entailment"
+    found["nlvr2"] = Pairs(languages=english, task="nlvr2", two=True), "verification"
+    return found
+
+
 #: By data set: how it is read, and the objective.
-TASKS: Mapping[str, tuple[Reader, str]] = {
-    "vqa": (Questions(languages=_ENGLISH), "answers"),
-    "visual-genome": (Questions(languages=_ENGLISH), "answers"),
-    "gqa": (Questions(languages=_ENGLISH), "gqa"),
-    "coco": (Texts(languages=_ENGLISH), "retrieval"),
-    "flickr30k": (Texts(languages=_ENGLISH), "retrieval"),
-    "refcoco": (Refers(languages=_ENGLISH), "grounding"),
-    "refcoco+": (Refers(languages=_ENGLISH), "grounding"),
-    "refcocog": (Refers(languages=_ENGLISH), "grounding"),
-    "snli-ve": (Pairs(languages=_ENGLISH), "entailment"),
-}
+TASKS: Mapping[str, tuple[Reader, str]] = _tasks()
+
+
+def twelve_in_one_captions() -> Recipe:
+    """12-in-1's first stage: ViLBERT, with overlapping regions hidden together.
+
+    Lu et al. 2020, section 3.1: where a region is hidden, so are those that overlap it by more than
+    0.4 (intersection over union), and foreign pairs are asked for matching alone. Here overlap goes
+    on through others (``Regions.overlap``). The released code hides the region alone
+    (``vilbert/datasets/concept_cap_dataset.py``). 512 pairs a step, 10 epochs of 3.1 million.
+    """
+    recipe = vilbert()
+    words, regions = BERT, replace(OBJECTS, by="group")
+    view = View(name="joint", streams=STREAMS, hide={TEXT: words, IMAGE: regions}, mismatch=TEXT)
+    objectives = {n: replace(o, view=view) for n, o in recipe.objectives.items()}
+    for name in ("mlm", "mrc"):
+        objectives[name] = replace(objectives[name], matched_only=True)  # type: ignore[call-arg]
+    image = replace(recipe.modalities[IMAGE], limit=100, overlap=0.4)  # type: ignore[call-arg]
+    return replace(
+        recipe,
+        name="twelve-in-one-captions",
+        modalities={**recipe.modalities, IMAGE: image},
+        objectives=objectives,
+    )
 
 
 def twelve_in_one() -> Recipe:
-    """12-in-1 (Lu et al. 2020): answers, retrieval, grounding and entailment on ViLBERT's streams.
+    """12-in-1 (Lu et al. 2020): twelve data sets in four groups of tasks on ViLBERT's streams.
 
     Paper: sections 3 and 4 (arXiv 1912.02315); facebookresearch/vilbert-multi-task:
-    ``train_tasks.py``, ``vilbert_tasks.yml``, ``vilbert/utils.py``. Training starts from ViLBERT
-    (``start``). Of its four groups of tasks: questions of VQA v2 and Visual Genome share one head;
-    a caption is chosen against three others, as in ViLBERT; regions are scored against the box that
-    an expression refers to; a sentence is entailed by the image, contradicts it, or neither. Each
-    data set takes turns; one whose held-out loss does not fall rests, and is drawn every fourth
-    time, until its loss rises (``pace``; there, by the score of the task).
+    ``train_tasks.py``, ``vilbert_tasks.yml``, ``vilbert/vilbert.py``, ``vilbert/utils.py``.
+    Training starts from ``twelve-in-one-captions`` (``start``). Questions of VQA v2 and Visual
+    Genome share one head, GQA has its own; a caption is chosen against three others, as in ViLBERT;
+    regions are scored against the box that an expression, a question (Visual7W) or a dialogue
+    (GuessWhat) refers to; a sentence is entailed by the image, contradicts it, or neither, and is
+    true of two pictures or not (NLVR2). A learned vector after the first unit of the text says
+    which data set it is. Each data set takes turns; one whose held-out loss does not fall rests,
+    and is drawn every fourth time, until its loss rises (``pace``; there, by the score of the
+    task).
 
-    Not here: Visual7W and GuessWhat (as ``refcoco``, but there is no converter), NLVR2 (an example
-    has two pictures: fine-tune on it), and the learned token that names the task. There, data sets
-    take an optimiser step each in turn; here a step is of one data set (``alike``), and one number
-    is the rate of all. Its cleaned training sets, without the test images of any task, must be
-    made by leaving those images out. Answers are those given nine times or more (``shards make vqa
-    --set min_answers=9``), 3,129 of VQA v2 and 1,533 of GQA.
+    Otherwise than there: data sets take an optimiser step each in turn there, one step is of one
+    data set here (``alike``), and one number is the rate of all. Boxes of Visual7W and GuessWhat
+    are chosen among the detector's, there among the given ones, whose features are taken as well.
+    Limits of text go by data set there; here all have GuessWhat's. Each objective has a pooler of
+    its own. Its cleaned training sets, without the test images of any task, must be made by leaving
+    those images out. Answers are those given nine times or more (``shards make vqa --set
+    min_answers=9``), 3,129 of VQA v2 and 1,533 of GQA.
 
-    Parameters: ViLBERT's streams, 232 M, and the heads.
+    Parameters: ViLBERT's streams, 234 M, and the heads. The paper's 270 M have layers that nothing
+    uses (``q_dense``, 11.0 M) and the heads of pre-training (3.3 M).
     """
     recipe = vilbert()
     objectives = _objectives(answers=("vqa/answers.txt", 3129), gqa=("gqa/answers.txt", 1533))
+    image = butd(limit=100, box=5, norm="norm_of_sum", mask="zero", overall=True)
     return replace(
         recipe,
         name="twelve-in-one",
         modalities={
-            TEXT: recipe.modalities[TEXT],
-            IMAGE: butd(limit=100, box=5, norm="norm_of_sum", mask="zero", overall=True),
+            TEXT: bert_text(limit=257, tasks=tuple(TASKS)),
+            IMAGE: image,
+            SECOND: replace(image, field="1.regions.npz"),
         },
-        objectives=objectives,
+        tied={SECOND: IMAGE},
+        objectives={**objectives, "verification": _verification()},
         mixture={
             name: Component(
                 shards=train(name), held=f"{name}/dev-*.tar", reader=reader, objectives=(objective,)
@@ -95,10 +136,17 @@ def twelve_in_one_tiny() -> Recipe:
             ("snli-ve", "entailment"),
         )
     }  # fmt: skip
-    small = tiny(
-        replace(recipe, objectives=objectives, mixture=mixture), vilbert_tiny().plan, mixture
-    )
+    # the world has no pairs of pictures
+    modalities = {s: recipe.modalities[s] for s in STREAMS}
+    recipe = replace(recipe, modalities=modalities, tied={}, objectives=objectives, mixture=mixture)
+    small = tiny(recipe, vilbert_tiny().plan, mixture)
     return replace(small, held_every=100, held_steps=2)
+
+
+def _verification() -> Classify:
+    """Whether a sentence is true of two pictures, each read with it."""
+    view = View(name="pair", streams=STREAMS, twice={IMAGE: SECOND})
+    return Classify(view=view, label="label", classes=("true", "false"), pooled=STREAMS)
 
 
 def _objectives(**listed: tuple[str, int]) -> dict[str, Objective]:

@@ -276,6 +276,52 @@ def refcoco(root: Path, form: str = "p") -> Path:
     return root
 
 
+def visual7w(root: Path) -> Path:
+    def asked(number: int, answer: int, *others: int) -> dict[str, Any]:
+        return {
+            "qa_id": number, "question": f"Which  thing {number}?", "answer": answer,
+            "multiple_choices": list(others), "type": "which",
+        }  # fmt: skip
+
+    places = {1: (0, 0, 2, 3), 2: (1, 2, 3.5, 4), 3: (4, 4, 4, 4)}
+    boxes = [
+        {"box_id": n, "name": f"thing {n}", "x": x, "y": y, "width": w, "height": h}
+        for n, (x, y, w, h) in places.items()
+    ]
+    content = {
+        "dataset": "visual7w-pointing",
+        "boxes": boxes,
+        "images": [
+            {"image_id": 9, "split": "train", "qa_pairs": [asked(90, 2, 1), asked(91, 1, 2)]},
+            {"image_id": 10, "split": "val", "qa_pairs": [asked(100, 3, 1, 2)]},
+        ],
+    }
+    put_json(root / "dataset_v7w_pointing.json", content)
+    for number in (9, 10):
+        put(root / f"images/v7w_{number}.jpg", picture(grey=number))
+    return root
+
+
+def guesswhat(root: Path) -> Path:
+    def game(number: int, target: int, *rounds: tuple[str, str]) -> dict[str, Any]:
+        places = {1: ("cup", [0, 0, 2, 3]), 2: ("table", [1, 2, 3.5, 4])}
+        return {
+            "id": number, "status": "success", "object_id": target,
+            "image": {"id": 9, "width": 8, "height": 8, "file_name": "x"},
+            "objects": [
+                {"id": n, "category": c, "bbox": b, "area": 1} for n, (c, b) in places.items()
+            ],
+            "qas": [{"id": i, "question": q, "answer": a} for i, (q, a) in enumerate(rounds)],
+        }  # fmt: skip
+
+    put(root / "guesswhat.train.jsonl", "")
+    put(root / "guesswhat.valid.jsonl", "")
+    one, other = ("Is it  food?", "No"), ("Is it the cup?", "Yes")
+    add_lines(root / "guesswhat.train.jsonl", game(1, 1, one, other), game(2, 2, other))
+    add_lines(root / "guesswhat.valid.jsonl", game(3, 2, one))
+    return coco_images(root, "train2014", [9])
+
+
 def xtd(root: Path) -> Path:
     numbers = (61844, 61849)
     names = "".join(f"COCO_train2014_{n:012d}.jpg\n" for n in numbers)

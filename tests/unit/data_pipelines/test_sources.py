@@ -52,6 +52,8 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "xvnli": ("xvnli", vision.xvnli),
     "nlvr2": ("nlvr2", vision.nlvr2),
     "refcoco": ("refcoco", vision.refcoco),
+    "visual7w": ("visual7w", vision.visual7w),
+    "guesswhat": ("guesswhat", vision.guesswhat),
     "conceptual-captions": ("conceptual_captions", vision.img2dataset),
     "conceptual-captions-files": (
         "conceptual_captions",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from crossloom.data_pipelines.sources import (
     SourceError,
     conceptual_captions,
     flickr30k,
+    guesswhat,
     refcoco,
+    visual7w,
     xtd,
 )
 
@@ -136,6 +139,78 @@ def test_refcoco_counts_bad_items(tmp_path: Path) -> None:
         "empty expression": Skipped(1, ("refs(unc).json[6] sentence ",)),
         "box outside the image": Skipped(1, ("object 4",)),
         "image missing": Skipped(1, ("image 9",)),
+    }
+
+
+def test_visual7w(tmp_path: Path) -> None:
+    folder = vision.visual7w(tmp_path / "in")
+    report = visual7w.convert(folder, tmp_path / "out")
+    assert not report.skipped
+    assert report.counts["train"] == {"samples": 1, "images": 1, "boxes": 2, "refers": 2}
+    sample = make.samples(tmp_path / "out", "train")["000000000009"]
+    assert sample["jpg"] == (folder / "images/v7w_9.jpg").read_bytes()
+    assert sample["json"] == {
+        "id": "9",
+        "size": {"width": 8, "height": 8},
+        "refers": [
+            {"id": "90", "text": {"en": "Which thing 90?"}, "box": [1.0, 2.0, 4.5, 6.0]},
+            {"id": "91", "text": {"en": "Which thing 91?"}, "box": [0.0, 0.0, 2.0, 3.0]},
+        ],
+        "boxes": [
+            {"label": "thing 1", "box": [0.0, 0.0, 2.0, 3.0]},
+            {"label": "thing 2", "box": [1.0, 2.0, 4.5, 6.0]},
+        ],
+    }
+    assert list(make.samples(tmp_path / "out", "dev")) == ["000000000010"]
+
+
+def test_visual7w_counts_bad_items(tmp_path: Path) -> None:
+    folder = vision.visual7w(tmp_path / "in")
+
+    def spoil(content: Any) -> None:
+        one = content["images"][0]["qa_pairs"][0]
+        content["images"][0]["qa_pairs"] += [{**one, "answer": 7}, {**one, "question": " "}, 5]
+        content["images"] += [{"image_id": 11}, {**content["images"][1], "image_id": 12}]
+        content["boxes"] += [{"box_id": 8}, {**content["boxes"][0], "box_id": 9, "x": 30}]
+        content["images"][1]["qa_pairs"][0]["answer"] = 9
+
+    edit_json(folder / "dataset_v7w_pointing.json", spoil)
+    report = visual7w.convert(folder, tmp_path / "out")
+    assert {reason: lost.count for reason, lost in report.skipped.items()} == {
+        "question without text or box": 2,
+        "question lacks number, text, answer or choices": 1,
+        "image lacks number, split or questions": 1,
+        "box lacks number or place": 1,
+        "box outside the image": 1,
+        "image missing": 1,
+    }
+    make.put_json(folder / "dataset_v7w_pointing.json", {"images": []})
+    with pytest.raises(SourceError, match="has no lists boxes and images"):
+        visual7w.convert(folder, tmp_path / "out", overwrite=True)
+
+
+def test_guesswhat(tmp_path: Path) -> None:
+    folder = vision.guesswhat(tmp_path / "in")
+    report = guesswhat.convert(folder, tmp_path / "out")
+    assert not report.skipped
+    assert report.counts["train"] == {"samples": 1, "images": 1, "boxes": 2, "refers": 2}
+    assert report.counts["dev"]["refers"] == 1
+    content = make.samples(tmp_path / "out", "train")["000000000009"]["json"]
+    said = "start Is it food? answer No stop start Is it the cup? answer Yes stop"
+    assert content["refers"][0] == {"id": "1", "text": {"en": said}, "box": [0.0, 0.0, 2.0, 3.0]}
+    assert [b["label"] for b in content["boxes"]] == ["cup", "table"]
+
+
+def test_guesswhat_counts_bad_items(tmp_path: Path) -> None:
+    folder = vision.guesswhat(tmp_path / "in")
+    path = folder / "guesswhat.valid.jsonl"
+    one = json.loads(path.read_text())
+    add_lines(path, {**one, "qas": []}, {**one, "object_id": 5}, {"id": 4}, [])
+    report = guesswhat.convert(folder, tmp_path / "out")
+    assert {reason: lost.count for reason, lost in report.skipped.items()} == {
+        "game without a question or its object": 2,
+        "line lacks game, image, object or questions": 1,
+        "line is no JSON object": 1,
     }
 
 

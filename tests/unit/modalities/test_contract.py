@@ -10,6 +10,7 @@ from PIL import Image
 
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.world import synthesise
+from crossloom.modalities.boxes import overlap_groups
 from crossloom.modalities.patches import (
     Patches,
 )
@@ -19,7 +20,7 @@ from crossloom.modalities.pictures import (
     decode_image,
     fit,
 )
-from crossloom.modalities.regions import Regions, overlap_groups
+from crossloom.modalities.regions import Regions
 from crossloom.modalities.speech import Speech, log_mel, mel_filters
 from crossloom.modalities.text import Text
 from crossloom.testing.modality import check_modality

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from crossloom.batch import Stream, ViewBatch
-from crossloom.modalities.regions import Regions, waves
+from crossloom.modalities.boxes import waves
+from crossloom.modalities.regions import Regions
 from crossloom.modalities.text import Text
 from crossloom.models.model import CrossloomModel
 from crossloom.models.presets import single_stream

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossloom.batch import Stream, ViewBatch
-from crossloom.modalities.regions import Regions, overlap_groups
+from crossloom.modalities.boxes import overlap_groups
+from crossloom.modalities.regions import Regions
 from crossloom.testing import check_modality
 from crossloom.units import BadSample, Units, keyed_rng
 

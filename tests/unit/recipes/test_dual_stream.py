@@ -1,16 +1,29 @@
 """Dual-stream systems and the controlled comparison: sizes, views, rates, and what differs."""
 
+import io
+import json
+import tarfile
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from crossloom.data_pipelines.world import ANSWERS
 from crossloom.models.plan import Attend
 from crossloom.objectives.reconstruct import Reconstruct
+from crossloom.objectives.view import draw_fates
 from crossloom.recipes import controlled
 from crossloom.recipes.lxmert import lxmert, lxmert_tiny
-from crossloom.recipes.twelve_in_one import twelve_in_one, twelve_in_one_tiny
+from crossloom.recipes.twelve_in_one import (
+    twelve_in_one,
+    twelve_in_one_captions,
+    twelve_in_one_tiny,
+)
 from crossloom.recipes.vilbert import vilbert
-from crossloom.training.run import make_model
+from crossloom.recipes.world import tiny
+from crossloom.training.run import make_model, make_stack
+from crossloom.units import Fate, keyed_rng
 
 FIVE = {
     "vilbert": controlled.controlled_vilbert,
@@ -124,15 +137,83 @@ def test_connections_come_after_six_layers_of_text():
     assert crossed == [False] * 6 + [True, False, False] * 6
 
 
+def test_before_its_tasks_twelve_in_one_hides_what_overlaps():
+    recipe = twelve_in_one_captions()
+    image, text = recipe.objectives["mrc"], recipe.objectives["mlm"]
+    assert image.view == text.view == recipe.objectives["match"].view
+    assert image.view.hide["image"].by == "group"
+    assert recipe.modalities["image"].overlap == 0.4
+    assert image.matched_only
+    assert text.matched_only
+    # two boxes that overlap by a half are hidden together, one that lies apart is not
+    boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 5], [20, 20, 30, 30]], np.float32)
+    arrays = {"features": np.ones((3, 2048), np.float32), "boxes": boxes,
+              "labels": np.array([1, 2, 3]), "size": np.array([40, 40])}  # fmt: skip
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    units = recipe.modalities["image"].decode({"regions.npz": file.getvalue()}, keyed_rng("x"))
+    hidden = [draw_fates(units, image.view.hide["image"], keyed_rng(n)) for n in range(40)]
+    changed = np.stack(hidden) != Fate.KEEP
+    assert (changed[:, 1] == changed[:, 2]).all()
+    assert (changed[:, 1] != changed[:, 3]).any()
+    assert not changed[:, 0].any()  # the whole image
+
+
 def test_each_of_twelve_tasks_rests_by_itself():
     recipe = twelve_in_one()
     assert recipe.pace is not None
     assert recipe.alike
     assert all(c.held and len(c.objectives) == 1 for c in recipe.mixture.values())
     drawn = {c.objectives[0] for c in recipe.mixture.values()}
-    assert drawn == {"answers", "gqa", "retrieval", "grounding", "entailment"}
+    assert drawn == {
+        "answers", "gqa", "retrieval", "grounding", "entailment", "verification",
+    }  # fmt: skip
+    assert len(recipe.mixture) == 12
+    # each data set tells which it is, and the text has a vector for it
+    assert {c.reader.task for c in recipe.mixture.values()} == set(recipe.mixture)
+    assert set(recipe.modalities["text"].tasks) == set(recipe.mixture)
+    assert recipe.objectives["verification"].view.twice == {"image": "second"}
     assert recipe.objectives["retrieval"].view.rows == 4
     assert recipe.objectives["answers"].count == 3129
-    tiny = twelve_in_one_tiny()
-    assert tiny.pace == recipe.pace
-    assert set(tiny.mixture) == {"answers", "retrieval", "grounding", "entailment"}
+    small = twelve_in_one_tiny()
+    assert small.pace == recipe.pace
+    assert set(small.mixture) == {"answers", "retrieval", "grounding", "entailment"}
+
+
+def test_a_sentence_is_read_with_each_of_two_pictures(world, tmp_path):
+    """12-in-1's NLVR2 beside sets of one picture: the first is read by their stream."""
+    seen = []
+    with tarfile.open(next(world.glob("train-*.tar"))) as tar:
+        for name in tar.getnames():
+            if name.endswith(".regions.npz") and len(seen) < 8:
+                seen.append(tar.extractfile(name).read())
+    with tarfile.open(tmp_path / "train-000000.tar", "w") as tar:
+        for number in range(4):
+            pair = {"id": "1", "label": "true", "hypothesis": {"en": "a red ball"}}
+            members = {"json": json.dumps({"pairs": [pair]}).encode()}
+            members |= {f"{n}.regions.npz": seen[2 * number + n] for n in (0, 1)}
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{number:04d}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    recipe = twelve_in_one()
+    component = replace(recipe.mixture["nlvr2"], shards=str(tmp_path / "train-*.tar"), held="")
+    mixture = {"nlvr2": component}
+    recipe = replace(
+        recipe, mixture=mixture, objectives={"verification": recipe.objectives["verification"]}
+    )
+    small = tiny(recipe, twelve_in_one_tiny().plan, mixture)
+    located = replace(small, data=str(world), examples=4, workers=0, held_every=0).located()
+    batch = make_stack(located).micro(0).to("cpu")
+    view = batch.views["pair"]
+    assert view.examples == 8  # each sentence twice
+    one, two = (view.streams["image"].content["feature"][view.streams["image"].example == n]
+                for n in (0, 1))  # fmt: skip
+    assert one.shape != two.shape or not torch.equal(one, two)
+    number = located.modalities["text"].tasks.index("nlvr2")
+    assert (view.streams["text"].content["task"] == number).sum() == 8
+    model = make_model(located)
+    loss = model(batch)["verification"]["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert model.embed["text"].task.weight.grad[number].abs().sum() > 0
