@@ -138,7 +138,8 @@ def tell(
     name: str, out: Path, systems: list[str], figures: Path | None, plots: Path | None
 ) -> None:
     """Table on the screen, ``OUT/NAME.html``, and figures and plots where they are wanted."""
-    runs = [p for p in sorted(out.iterdir()) if p.name.rpartition("-")[0] in systems]
+    folders = [p for p in sorted(out.iterdir()) if p.is_dir()]
+    runs = [p for p in folders if p.name.rpartition("-")[0] in systems]
     scores = compare(runs)
     by_language = languages(runs)
     head, rows = table(scores)

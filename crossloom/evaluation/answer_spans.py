@@ -69,7 +69,7 @@ class XQuad(Task):
     """How answers are compared; ``mlqa`` knows the articles of more languages, and takes Chinese
     character by character."""
     stride: int = 128
-    """Units from the beginning of one window to that of the next."""
+    """Units from the beginning of one window to that of the next, at most."""
     longest: int = 30
     """Units of an answer at most."""
     answers: int = 20

@@ -123,7 +123,7 @@ class Task(ABC):
             # stages and pauses of pre-training speak of components that are not here
             phases=(),
             held_every=self.dev_every if self.dev else 0,
-            held_steps=WHOLE,
+            held_steps=WHOLE if self.dev else base.held_steps,
             select=f"{DEV}/{mixture[self.kind].objectives[0]}" if self.dev else "",
             ema=0.0 if self.dev else base.ema,
             pace=None,

@@ -99,7 +99,7 @@ class Text(Modality):
     first character and of the one past its last; -1 for specials): to score words, or spans."""
     stride: int = 0
     """Where the last passage does not fit, show a window of it, drawn anew at each visit; windows
-    begin so many units apart (BERT's ``doc_stride``: 128). 0 to show its beginning."""
+    begin at most so many units apart (BERT's ``doc_stride``: 128). 0 to show its beginning."""
     restart: bool = False
     """Restart positions at the second passage (TLM in XLM)."""
     norm: bool = True
@@ -180,7 +180,8 @@ class Text(Modality):
         room = self.limit - (specials - len(passages) * len(self.vocab.encode("a")))
         # as much of the others as _cut leaves them
         room = max(room - sum(others), room // 2)
-        return [0, *range(self.stride, last - room + self.stride, self.stride)]
+        step = min(self.stride, room)  # nothing lies between two windows
+        return [0, *range(step, last - room + step, step)]
 
     def _decode(self, sample: Sample, skipped: int = 0) -> Units:
         """Units of the passages, without the first so many of the last."""

@@ -15,6 +15,7 @@ from test_tars import tar
 from crossloom.data_pipelines import index, shards, summary
 from crossloom.data_pipelines.check import write_indexes
 from crossloom.data_pipelines.index import Entries
+from crossloom.data_pipelines.marked import Spans, Words
 from crossloom.data_pipelines.read import Pairs, Parallel, Plain, Questions, Texts
 from crossloom.data_pipelines.recent import Recent
 from crossloom.data_pipelines.shards import ShardError, load_index, open_shards
@@ -42,6 +43,10 @@ READERS = [
     Pairs(),
     Pairs(languages=("en", "de"), all_languages=True),
     Stretches(),
+    Words(),
+    Words(languages=("de",)),
+    Spans(),
+    Spans(languages=("en", "de"), all_languages=True),
 ]
 
 contents = st.fixed_dictionaries(
@@ -52,6 +57,7 @@ contents = st.fixed_dictionaries(
         ),
         "questions": st.lists(st.just({}), max_size=3),
         "pairs": st.lists(st.just({}), max_size=2),
+        "spans": st.lists(st.just({}), max_size=2),
     },
 )
 # a second sample under a key that was there is one that cannot be used

@@ -128,7 +128,7 @@ def test_results_without_fine_tuning_stand_beside_those_with_it(recipe, tmp_path
     assert "<td>as pre-trained</td><td>0.250</td><td>0.310</td>" in page
     assert '<td>fine-tuned</td><td>0.417</td><td class="tuned">0.800</td>' in page
     assert '<td>from scratch</td><td>0.333</td><td class="tuned">0.500</td>' in page
-    assert "xnli: weights selected by dev (en)." in page
+    assert "xnli · weights selected by: dev (en)" in page
     assert "finetune sentence-retrieval" not in page
     assert {s.task for s in compare([run])} == {"sentence-retrieval", "xnli"}
 

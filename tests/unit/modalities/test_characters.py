@@ -98,6 +98,14 @@ def test_windows_cover_a_long_passage_and_keep_the_question(text):
     assert begins[-2] + len(own) < len(spans) or len(windows[-2]) == 30
 
 
+def test_a_stride_longer_than_a_window_leaves_nothing_out(text):
+    long = " ".join([SAID] * 5)
+    short = Text(vocabulary=text.vocabulary, characters=True, limit=30, stride=128)
+    seen = np.concatenate([u.targets["characters"] for u in short.windows(sample("Where?", long))])
+    own = seen[seen[:, 0] == 1, 1:]
+    assert own.tolist() == text.vocab.spans(long).tolist()  # each once
+
+
 def test_training_sees_one_window_at_a_time(text):
     long = " ".join([SAID] * 5)
     short = Text(vocabulary=text.vocabulary, characters=True, limit=30, stride=7)
