@@ -1,5 +1,6 @@
 """Tasks in several languages: each by itself, means over all and over all but English."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossloom.data_pipelines.read import Pairs, Questions
+import crossloom
+from crossloom.data_pipelines.read import Pairs, Questions, Texts, sample_json
 from crossloom.data_pipelines.shards import open_shards
+from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.finetune import evaluate, finetune
 from crossloom.evaluation.metrics import best_ranks, by_language, mean_of
 from crossloom.testing.recipes import tiny_recipe
@@ -67,6 +70,29 @@ def test_retrieval_by_language(base):
         each = [metrics["by_language"][x][way]["r1"] for x in TESTED]
         assert metrics[way]["r1"] == pytest.approx(sum(each) / 3)
         assert metrics["non_english"][way]["r1"] == pytest.approx(sum(each[1:]) / 2)
+
+
+def test_a_teachers_vectors_are_written_and_read(base, world, tmp_path):
+    """As docs/training.md has it: features of the English texts, kept beside all translations."""
+    teacher = crossloom.load(base)
+    shard = open_shards("test-*.tar", world)[0]
+    with ShardWriter(tmp_path, "train") as writer:
+        for number, entry in enumerate(shard.entries[:3]):
+            members = dict(shard.read(number))
+            rows = io.BytesIO()
+            np.save(rows, teacher.features("itc", "text", sample_json(members)["texts"]["en"]))
+            writer.write(entry.key, {**members, "vectors.npy": rows.getvalue()})
+    reader = Texts(languages=("tr",), all_texts=True, vectors="vectors.npy")
+    taught = open_shards("train-*.tar", tmp_path)[0].read(1)
+    english = sample_json(taught)["texts"]["en"]
+    for item, text in enumerate(english):
+        _, labels = reader.read(taught, item, keyed_rng(0))
+        assert labels["language"] == "tr"
+        expected = teacher.features("itc", "text", [("en", text)])[0].numpy()
+        assert np.allclose(labels["vector"], expected, atol=1e-5)
+        assert np.linalg.norm(labels["vector"]) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ValueError, match="'mlm' makes no vectors"):
+        teacher.features("mlm", "text", english)
 
 
 def test_means_are_of_the_same_metric():
