@@ -13,7 +13,7 @@ from crossloom.data_pipelines.read import Pairs, Questions, Texts, sample_json
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.finetune import evaluate, finetune
-from crossloom.evaluation.metrics import best_ranks, by_language, mean_of
+from crossloom.evaluation.metrics import by_language, mean_of, tables
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
@@ -102,7 +102,20 @@ def test_means_are_of_the_same_metric():
     assert told["non_english"] == found["de"]
     assert told["by_language"] == found
     assert by_language({"de": found["de"]}) == found["de"]
-    assert best_ranks(np.array([[0.1, 0.2]]), [[0]]).tolist() == [2]
+
+
+def test_languages_are_a_table_of_their_own():
+    plain, languages = tables(
+        {"accuracy": 0.5, "n": 4, "by_language": {"en": 1.0, "de": 0.25}, "non_english": 0.25}
+    )
+    assert plain == (["metric", "value"], [["accuracy", "0.5000"], ["n", "4"]])
+    rows = [["en", "1"], ["de", "0.2500"], ["all but en", "0.2500"]]
+    assert languages == (["language", "value"], rows)
+    found = {"en": {"t": {"r1": 0.5}}, "de": {"t": {"r1": 0.125}}}
+    assert tables({"t": {"r1": 0.3}, "by_language": found})[1] == (
+        ["language", "t.r1"], [["en", "0.5000"], ["de", "0.1250"]],
+    )  # fmt: skip
+    assert len(tables({"accuracy": 0.5})) == 1
 
 
 def test_questions_and_pairs_are_read_in_each_language(world):
