@@ -108,7 +108,7 @@ class Regions(Modality):
     chances: bool = False
     """Show the detector's class probabilities and the highest of them beside the box, each of both
     normed without parameters (VLP); a hidden region shows none."""
-    unit: bool = False
+    unit_length: bool = False
     """Bring features and boxes to length one before their layers, zeros left as they are (M3P);
     targets stay."""
     gain: float = 1.0
@@ -604,7 +604,7 @@ class RegionEmbedder(Embedder):
     ) -> tuple[Tensor, Tensor | None]:
         dtype = self.feature.weight.dtype
         feature, box = feature.to(dtype), box.to(dtype)
-        if self.spec.unit:
+        if self.spec.unit_length:
             feature, box = F.normalize(feature, dim=1), F.normalize(box, dim=1)
         feature = self.first(feature)
         if self.spec.box == "waves":
