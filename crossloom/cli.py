@@ -474,15 +474,16 @@ def evaluate(
 ) -> None:
     """Evaluate a run on a task and write RUN/results/TASK.json."""
     from crossloom.evaluation import finetune as tuning
-    from crossloom.evaluation.metrics import flat
+    from crossloom.evaluation.metrics import tables
     from crossloom.training.environment import start
 
     with counting(f"evaluate {task}") as watch:
         result = tuning.evaluate(task, run, start(device), assignments or [], watch=watch)
-    table = Table("metric", "value", title=f"{task} on {result.split}")
-    for name, value in flat(result.metrics).items():
-        table.add_row(name, f"{value:.4f}" if value % 1 else f"{value:.0f}")
-    console.print(table)
+    for heads, rows in tables(result.metrics):
+        table = Table(*heads, title=f"{task} on {result.split}")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     console.print(f"weights selected by: {result.selected_by}")
     for file in result.files:
         console.print(f"wrote {run / 'results' / file}")

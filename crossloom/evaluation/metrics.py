@@ -116,3 +116,23 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, (int, float)):
             out[path] = float(value)
     return out
+
+
+def tables(metrics: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+    """Metrics as people read them, heads and rows: the plain ones, then each language in a row."""
+    languages = metrics.get("by_language", {})
+    plain = {k: v for k, v in metrics.items() if k not in ("by_language", "non_english")}
+    made = [(["metric", "value"], [[k, _said(v)] for k, v in flat(plain).items()])]
+    if languages:
+        rows = dict(languages)
+        if "non_english" in metrics:
+            rows["all but en"] = metrics["non_english"]
+        each = {k: flat(v if isinstance(v, Mapping) else {"": v}) for k, v in rows.items()}
+        names = list(next(iter(each.values())))
+        heads = ["language", *(n or "value" for n in names)]
+        made.append((heads, [[k, *(_said(v[n]) for n in names)] for k, v in each.items()]))
+    return made
+
+
+def _said(value: float) -> str:
+    return f"{value:.4f}" if value % 1 else f"{value:.0f}"

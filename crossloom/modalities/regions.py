@@ -98,7 +98,7 @@ class Regions(Modality):
     chances: bool = False
     """Show the detector's class probabilities and the highest of them beside the box, each of both
     normed without parameters (VLP); a hidden region shows none."""
-    unit: bool = False
+    unit_length: bool = False
     """Bring features and boxes to length one before their layers, zeros left as they are (M3P);
     targets stay."""
     gain: float = 1.0

@@ -56,7 +56,7 @@ def m3p() -> Recipe:
             TEXT: xlm_r_text(limit=128),
             IMAGE: Regions(
                 features=2048, classes=1600, background=False, limit=100, box=5,
-                norm="norm_of_sum", unit=True, mask="zero",
+                norm="norm_of_sum", unit_length=True, mask="zero",
             ),
         },
         plan=replace(bert_plan(), epsilon=1e-12),

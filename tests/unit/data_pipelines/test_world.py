@@ -331,7 +331,9 @@ def test_another_world_is_not_overwritten(tmp_path):
 
 def test_a_sample_holds_what_the_page_says(world):
     sample = open_shards("test-*.tar", world)[0].read(0)
-    assert set(sample) == {"png", "regions.npz", "json"}
+    assert set(sample) == {"png", "regions.npz", "teacher.npy", "json"}
+    taught = np.load(io.BytesIO(sample["teacher.npy"]))
+    assert (taught.dtype, taught.shape) == (np.float16, (3, FEATURES))
     content = json.loads(sample["json"])
     assert set(content) == {"id", "texts", "statements", "questions", "pairs", "refers", "scene"}
     assert list(content["texts"]) == list(LANGUAGES)

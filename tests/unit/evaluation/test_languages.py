@@ -1,5 +1,6 @@
 """Tasks in several languages: each by itself, means over all and over all but English."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossloom.data_pipelines.read import Pairs, Questions
+import crossloom
+from crossloom.data_pipelines.read import Pairs, Questions, Texts, sample_json
 from crossloom.data_pipelines.shards import open_shards
+from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.finetune import evaluate, finetune
-from crossloom.evaluation.metrics import best_ranks, by_language, mean_of
+from crossloom.evaluation.metrics import by_language, mean_of, tables
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
@@ -69,6 +72,29 @@ def test_retrieval_by_language(base):
         assert metrics["non_english"][way]["r1"] == pytest.approx(sum(each[1:]) / 2)
 
 
+def test_a_teachers_vectors_are_written_and_read(base, world, tmp_path):
+    """As docs/training.md has it: features of the English texts, kept beside all translations."""
+    teacher = crossloom.load(base)
+    shard = open_shards("test-*.tar", world)[0]
+    with ShardWriter(tmp_path, "train") as writer:
+        for number, entry in enumerate(shard.entries[:3]):
+            members = dict(shard.read(number))
+            rows = io.BytesIO()
+            np.save(rows, teacher.features("itc", "text", sample_json(members)["texts"]["en"]))
+            writer.write(entry.key, {**members, "vectors.npy": rows.getvalue()})
+    reader = Texts(languages=("tr",), all_texts=True, vectors="vectors.npy")
+    taught = open_shards("train-*.tar", tmp_path)[0].read(1)
+    english = sample_json(taught)["texts"]["en"]
+    for item, text in enumerate(english):
+        _, labels = reader.read(taught, item, keyed_rng(0))
+        assert labels["language"] == "tr"
+        expected = teacher.features("itc", "text", [("en", text)])[0].numpy()
+        assert np.allclose(labels["vector"], expected, atol=1e-5)
+        assert np.linalg.norm(labels["vector"]) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ValueError, match="'mlm' makes no vectors"):
+        teacher.features("mlm", "text", english)
+
+
 def test_means_are_of_the_same_metric():
     found = {"en": {"a": {"r1": 1.0}, "n": 4}, "de": {"a": {"r1": 0.5}, "n": 2}}
     assert mean_of(list(found.values())) == {"a": {"r1": 0.75}, "n": 3}
@@ -76,7 +102,20 @@ def test_means_are_of_the_same_metric():
     assert told["non_english"] == found["de"]
     assert told["by_language"] == found
     assert by_language({"de": found["de"]}) == found["de"]
-    assert best_ranks(np.array([[0.1, 0.2]]), [[0]]).tolist() == [2]
+
+
+def test_languages_are_a_table_of_their_own():
+    plain, languages = tables(
+        {"accuracy": 0.5, "n": 4, "by_language": {"en": 1.0, "de": 0.25}, "non_english": 0.25}
+    )
+    assert plain == (["metric", "value"], [["accuracy", "0.5000"], ["n", "4"]])
+    rows = [["en", "1"], ["de", "0.2500"], ["all but en", "0.2500"]]
+    assert languages == (["language", "value"], rows)
+    found = {"en": {"t": {"r1": 0.5}}, "de": {"t": {"r1": 0.125}}}
+    assert tables({"t": {"r1": 0.3}, "by_language": found})[1] == (
+        ["language", "t.r1"], [["en", "0.5000"], ["de", "0.1250"]],
+    )  # fmt: skip
+    assert len(tables({"accuracy": 0.5})) == 1
 
 
 def test_questions_and_pairs_are_read_in_each_language(world):

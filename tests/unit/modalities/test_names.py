@@ -91,7 +91,7 @@ def test_features_and_boxes_of_length_one_leave_the_target_alone():
     from crossloom.batch import Stream
 
     regions = Regions(
-        features=4, classes=0, box=5, norm="norm_of_sum", unit=True, mask="zero", dropout=0.0
+        features=4, classes=0, box=5, norm="norm_of_sum", unit_length=True, mask="zero", dropout=0.0
     )
     units = regions.decode({"regions.npz": member([1, 2])}, keyed_rng(0))
     assert units.targets["feature"].tolist() == [[1.0] * 4] * 2
