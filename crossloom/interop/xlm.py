@@ -1,7 +1,8 @@
 """XLM as ``transformers`` keeps it (``modeling_xlm.py``: ``XLMWithLMHeadModel``, ``XLMModel``).
 
 A language has an embedding of its own, added to every unit; the second sentence of a translated
-pair starts at position 0 again (``Text.restart``); the head is the table of words and a bias.
+pair starts at position 0 again (``Text.restart``); the head is the table of words and a bias. Of a
+causal model (``causal``) each word is said from those before it: objective ``clm``.
 
 Its vocabulary is byte pairs over text that Moses and others cut into words first. No layout here
 does that: a model of it is given ids, or the vocabulary of a run is exchanged for another.
@@ -22,8 +23,9 @@ from crossloom.interop.rules import Rule, both, joined, read_all, same, write_al
 from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
 from crossloom.models.presets import single_stream
+from crossloom.objectives.generate import Generate
 from crossloom.objectives.objective import Objective
-from crossloom.objectives.presets import mmlm
+from crossloom.objectives.presets import clm, mmlm
 from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
@@ -38,6 +40,7 @@ DEFAULTS: Mapping[str, Any] = {
     "n_heads": 16,
     "dropout": 0.1,
     "gelu_activation": True,
+    "causal": False,
     "n_langs": 1,
     "use_lang_emb": True,
     "max_position_embeddings": 512,
@@ -45,7 +48,6 @@ DEFAULTS: Mapping[str, Any] = {
 }
 #: What has one form here.
 _KNOWN: Mapping[str, Any] = {
-    "causal": False,
     "asm": False,
     "is_encoder": True,
     "sinusoidal_embeddings": False,
@@ -60,7 +62,7 @@ def read(
 ) -> tuple[Recipe, dict[str, Tensor]]:
     """A recipe and weights from ``config.json`` and the state of one of XLM's models.
 
-    The recipe goes on with MLM; TLM is the same objective on joined translations.
+    The recipe goes on with MLM, or CLM; TLM is the same objective on joined translations.
 
     Raises:
         ValueError: something in it has no counterpart here.
@@ -73,8 +75,12 @@ def read(
             raise ValueError(f"config.json: {key}: {config[key]} is not known here, only {value}")
     languages = _languages(config)
     objectives: dict[str, Objective] = {}
-    if "pred_layer.proj.bias" in weights:
+    if "pred_layer.proj.bias" in weights and config["causal"]:
+        objectives["clm"] = replace(clm(), transform=False)
+    elif "pred_layer.proj.bias" in weights:
         objectives["mmlm"] = replace(mmlm(), transform=False)
+    elif config["causal"]:
+        raise ValueError("config.json: causal: known of a model with its head only")
     text = Text(
         vocabulary="",
         size=config["vocab_size"],
@@ -130,7 +136,7 @@ def write(
     others = others or text.words_of or text.scaled or text.marked or not text.norm
     require(not others, f"{stream}: is embedded otherwise than as tokens, positions, languages")
     head = _head(recipe)
-    untied = first(recipe, Reconstruct, lambda o: o.stream == stream and o.transform)
+    untied = first(recipe, (Reconstruct, Generate), lambda o: o.stream == stream and o.transform)
     require(head is not None or untied is None, f"{untied}: its head has a transform")
     config = {
         "model_type": "xlm",
@@ -142,6 +148,7 @@ def write(
         "dropout": plan.dropout,
         "attention_dropout": plan.dropout,
         "gelu_activation": plan.activation == "gelu",
+        "causal": head is not None and isinstance(recipe.objectives[head], Generate),
         "n_langs": max(1, len(text.languages)),
         "use_lang_emb": bool(text.languages),
         "lang2id": {code: number for number, code in enumerate(text.languages)},
@@ -173,10 +180,10 @@ def _shape(recipe: Recipe) -> Plan:
 def _head(recipe: Recipe) -> str | None:
     text = one_text(recipe)
 
-    def fits(objective: Reconstruct) -> bool:
+    def fits(objective: Reconstruct | Generate) -> bool:
         return objective.stream == text and objective.tied and not objective.transform
 
-    return first(recipe, Reconstruct, fits)
+    return first(recipe, (Reconstruct, Generate), fits)
 
 
 def _rules(recipe: Recipe, prefix: str) -> list[Rule]:
