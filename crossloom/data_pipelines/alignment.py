@@ -80,32 +80,30 @@ def write_links(links: Iterable[Link]) -> str:
 def phrases(links: Iterable[Link]) -> list[tuple[Span, Span]]:
     """The smallest phrases that translate each other, in the order of the first side.
 
-    A phrase pair is consistent: no word of either is linked to a word outside the other (Koehn et
-    al. 2003, section 3.1; Och et al. 1999). The smallest ones are disjoint on both sides. A word
-    without a link is part of a phrase only where the phrase goes on beyond it.
+    A pair of phrases is consistent when it has a link, and no word of either is linked to a word
+    outside the other (Koehn et al. 2003, section 3.1). Those in which no other lies do not overlap
+    on either side, and they begin and end with words that are linked.
     """
-    boxes = [((i, i + 1), (j, j + 1)) for i, j in sorted(set(links))]
-    done = False
-    while not done:
-        done = True
-        merged: list[tuple[Span, Span]] = []
-        for box in boxes:
-            at = next((n for n, other in enumerate(merged) if _meet(box, other)), None)
-            if at is None:
-                merged.append(box)
-            else:
-                merged[at] = (_hull(box[0], merged[at][0]), _hull(box[1], merged[at][1]))
-                done = False
-        boxes = merged
-    return sorted(boxes)
+    every = sorted(set(links))
+    found = {_closed(link, every) for link in every}
+    return sorted(p for p in found if not any(q != p and _lies_in(q, p) for q in found))
 
 
-def _meet(one: tuple[Span, Span], other: tuple[Span, Span]) -> bool:
-    return any(a[0] < b[1] and b[0] < a[1] for a, b in zip(one, other, strict=True))
+def _closed(link: Link, links: Sequence[Link]) -> tuple[Span, Span]:
+    """The smallest consistent phrases around a link."""
+    (i, j), rows, columns = link, (0, 0), (0, 0)
+    wider = (i, i + 1), (j, j + 1)
+    while wider != (rows, columns):
+        rows, columns = wider
+        inside = [
+            (i, j) for i, j in links if rows[0] <= i < rows[1] or columns[0] <= j < columns[1]
+        ]
+        wider = tuple((min(side), max(side) + 1) for side in zip(*inside, strict=True))  # type: ignore[assignment]
+    return rows, columns
 
 
-def _hull(one: Span, other: Span) -> Span:
-    return min(one[0], other[0]), max(one[1], other[1])
+def _lies_in(inner: tuple[Span, Span], outer: tuple[Span, Span]) -> bool:
+    return all(b[0] <= a[0] and a[1] <= b[1] for a, b in zip(inner, outer, strict=True))
 
 
 def by_spaces(line: str, first: str, second: str) -> str:

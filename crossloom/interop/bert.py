@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
@@ -50,7 +50,6 @@ DEFAULTS: Mapping[str, Any] = {
 }
 #: Published (arXiv 1810.04805, appendix A.2).
 OPTIM = Optim(rate=1e-4, betas=(0.9, 0.999), epsilon=1e-6, decay=0.01, clip=1.0)
-O = TypeVar("O", bound=Objective)  # noqa: E741
 
 
 def read(
@@ -266,8 +265,10 @@ def sizes(recipe: Recipe, stream: str) -> dict[str, Any]:
     }
 
 
-def first(recipe: Recipe, kind: type[O], fits: Any) -> str | None:
-    """Name of the first objective of a kind that fits, or None."""
+def first(
+    recipe: Recipe, kind: type[Objective] | tuple[type[Objective], ...], fits: Any
+) -> str | None:
+    """Name of the first objective of a kind (or several) that fits, or None."""
     names: Iterable[str] = (
         n for n, o in recipe.objectives.items() if isinstance(o, kind) and fits(o)
     )

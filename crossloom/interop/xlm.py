@@ -1,7 +1,8 @@
 """XLM as ``transformers`` keeps it (``modeling_xlm.py``: ``XLMWithLMHeadModel``, ``XLMModel``).
 
 A language has an embedding of its own, added to every unit; the second sentence of a translated
-pair starts at position 0 again (``Text.restart``); the head is the table of words and a bias.
+pair starts at position 0 again (``Text.restart``); the head is the table of words and a bias. Of a
+causal model (``causal``) each word is said from those before it: objective ``clm``.
 
 Its vocabulary is byte pairs of words that Moses cuts: ``layout: xlm``, or ``xlm-cased`` where
 ``tokenizer_config.json`` says so (:mod:`crossloom.modalities.word_pairs`).
@@ -24,8 +25,9 @@ from crossloom.modalities.text import Text
 from crossloom.modalities.vocabularies import Layout
 from crossloom.models.plan import Plan
 from crossloom.models.presets import single_stream
+from crossloom.objectives.generate import Generate
 from crossloom.objectives.objective import Objective
-from crossloom.objectives.presets import mmlm
+from crossloom.objectives.presets import clm, mmlm
 from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
@@ -40,6 +42,7 @@ DEFAULTS: Mapping[str, Any] = {
     "n_heads": 16,
     "dropout": 0.1,
     "gelu_activation": True,
+    "causal": False,
     "n_langs": 1,
     "use_lang_emb": True,
     "max_position_embeddings": 512,
@@ -47,7 +50,6 @@ DEFAULTS: Mapping[str, Any] = {
 }
 #: What has one form here.
 _KNOWN: Mapping[str, Any] = {
-    "causal": False,
     "asm": False,
     "is_encoder": True,
     "sinusoidal_embeddings": False,
@@ -62,7 +64,7 @@ def read(
 ) -> tuple[Recipe, dict[str, Tensor]]:
     """A recipe and weights from ``config.json`` and the state of one of XLM's models.
 
-    The recipe goes on with MLM; TLM is the same objective on joined translations.
+    The recipe goes on with MLM, or CLM; TLM is the same objective on joined translations.
 
     Raises:
         ValueError: something in it has no counterpart here.
@@ -75,8 +77,12 @@ def read(
             raise ValueError(f"config.json: {key}: {config[key]} is not known here, only {value}")
     languages = _languages(config)
     objectives: dict[str, Objective] = {}
-    if "pred_layer.proj.bias" in weights:
+    if "pred_layer.proj.bias" in weights and config["causal"]:
+        objectives["clm"] = replace(clm(), transform=False)
+    elif "pred_layer.proj.bias" in weights:
         objectives["mmlm"] = replace(mmlm(), transform=False)
+    elif config["causal"]:
+        raise ValueError("config.json: causal: known of a model with its head only")
     vocabulary = folder / "vocab.json"
     text = Text(
         vocabulary=str(vocabulary.resolve()) if vocabulary.is_file() else vocabulary.name,
@@ -134,7 +140,7 @@ def write(
     others = others or text.words_of or text.scaled or text.marked or not text.norm
     require(not others, f"{stream}: is embedded otherwise than as tokens, positions, languages")
     head = _head(recipe)
-    untied = first(recipe, Reconstruct, lambda o: o.stream == stream and o.transform)
+    untied = first(recipe, (Reconstruct, Generate), lambda o: o.stream == stream and o.transform)
     require(head is not None or untied is None, f"{untied}: its head has a transform")
     config = {
         "model_type": "xlm",
@@ -146,6 +152,7 @@ def write(
         "dropout": plan.dropout,
         "attention_dropout": plan.dropout,
         "gelu_activation": plan.activation == "gelu",
+        "causal": head is not None and isinstance(recipe.objectives[head], Generate),
         "n_langs": max(1, len(text.languages)),
         "use_lang_emb": bool(text.languages),
         "lang2id": {code: number for number, code in enumerate(text.languages)},
@@ -183,10 +190,10 @@ def _shape(recipe: Recipe) -> Plan:
 def _head(recipe: Recipe) -> str | None:
     text = one_text(recipe)
 
-    def fits(objective: Reconstruct) -> bool:
+    def fits(objective: Reconstruct | Generate) -> bool:
         return objective.stream == text and objective.tied and not objective.transform
 
-    return first(recipe, Reconstruct, fits)
+    return first(recipe, (Reconstruct, Generate), fits)
 
 
 def _rules(recipe: Recipe, prefix: str) -> list[Rule]:

@@ -31,7 +31,7 @@ def alm() -> Recipe:
     forms of each pair beforehand. Vocabulary and optimiser are those of
     :func:`~crossloom.recipes.xlm.xlm`, languages XNLI's.
 
-    249.5 M parameters, as XLM.
+    249.1 M parameters, as XLM's published model.
     """
     return Recipe(
         name="alm",

@@ -35,8 +35,8 @@ def unicoder() -> Recipe:
     documents are as long as samples of parallel text have sentences, and joined. Positions and
     languages of a recovered sentence are its own; the paper does not tell.
 
-    250.9 M parameters: XLM's published 249.5 M, four further biases of 95,000, W, and the
-    classifier with its layer (1,052,674).
+    250.4 M parameters: XLM's published 249.1 M, three further biases of 95,000, W (2,048), and the
+    classifier with its layer (1,051,650).
     """
     pairs = Parallel(languages=LANGUAGES)
     text = xlm_text(limit=256)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crossloom.interop import clip, open_clip, siglip, vilt
+from crossloom.interop import bert, clip, open_clip, siglip, vilt, xlm, xlm_r
 from crossloom.plugins import find
 from crossloom.training.overview import parameters
 from crossloom.training.recipe import load_recipe
@@ -65,6 +65,46 @@ def test_of_those_that_go_on_from_xlm_r():
             assert count == size + more
             said = " ".join(find("recipe", name).__doc__.split())
             assert f"{count:,} parameters: XLM-R's {size:,}" in said
+
+
+XLM = {"emb_dim": 1024, "n_heads": 8, "max_position_embeddings": 512}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "family", "name", "settings", "count"),
+    [
+        ("mbert", bert, "BertForPreTraining", {"vocab_size": 119_547}, 178_566_653),
+        ("xlm-clm", xlm, "XLMWithLMHeadModel",
+         {**XLM, "vocab_size": 64_139, "n_layers": 6, "n_langs": 2}, 141_848_203),
+        ("alm", xlm, "XLMWithLMHeadModel",
+         {**XLM, "vocab_size": 95_000, "n_layers": 12, "n_langs": 15}, 249_071_384),
+        ("xlm", xlm, "XLMWithLMHeadModel",
+         {**XLM, "vocab_size": 95_000, "n_layers": 12, "n_langs": 15}, 249_071_384),
+        ("xlm-r", xlm_r, "XLMRobertaForMaskedLM",
+         {"vocab_size": 250_002, "max_position_embeddings": 514, "type_vocab_size": 1},
+         278_295_186),
+        ("xlm-r-large", xlm_r, "XLMRobertaForMaskedLM",
+         {"vocab_size": 250_002, "max_position_embeddings": 514, "type_vocab_size": 1,
+          "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+          "intermediate_size": 4096}, 560_142_482),
+    ],
+)  # fmt: skip
+def test_recipes_of_text_have_the_librarys_shapes(recipe, family, name, settings, count):
+    """What a recipe's model is written as has every shape of the library's, and no other."""
+    transformers = pytest.importorskip("transformers")
+    ours = load_recipe(recipe)
+    with torch.device("meta"):
+        cls = getattr(transformers, name)
+        theirs = cls(cls.config_class(**settings))
+        model = make_model(ours)
+        state = family.write(ours, model.state_dict())[1]
+    assert sum(p.numel() for p in theirs.parameters()) == count
+    shapes = {n: p.shape for n, p in theirs.state_dict().items()}
+    assert {n: v.shape for n, v in state.items()} == {n: shapes[n] for n in state}
+    assert sum(v.numel() for v in state.values()) == count
+    # TLM's head has a bias of its own
+    further = 95_000 if recipe == "xlm" else 0
+    assert sum(p.numel() for p in model.parameters()) == count + further
 
 
 def test_of_open_clip():

@@ -1,11 +1,13 @@
 """XLM of ``transformers``: states, losses of MLM and TLM, gradients, and back again."""
 
+import agree
 import bert_family as family
 import numpy as np
 import pytest
 
 from crossloom.batch import Stream
 from crossloom.interop import xlm
+from crossloom.units import make_units
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.peers
@@ -82,7 +84,48 @@ def test_a_bare_model_is_written_back(tmp_path):
     family.check_written(xlm, transformers.XLMModel, *parts, tmp_path / "out")
 
 
-@pytest.mark.parametrize("setting", ["causal", "asm", "sinusoidal_embeddings"])
+def test_a_causal_model_agrees(tmp_path):
+    """States, loss of the next word, gradients; written back with the same bits."""
+    reference = small(causal=True)
+    config, weights, recipe, model = family.imported(xlm, reference, tmp_path / "in")
+    assert list(recipe.objectives) == ["clm"]
+    token = family.words(LENGTHS)["token"]
+    language = np.repeat([0, 1, 2], LENGTHS)
+    # each word is asked of the state before it
+    label = np.concatenate([np.r_[x[1:], -100] for x in np.split(token, np.cumsum(LENGTHS)[:-1])])
+    out = reference(
+        input_ids=family.padded(token, LENGTHS, 2),
+        attention_mask=family.mask(LENGTHS),
+        langs=family.padded(language, LENGTHS),
+        labels=family.padded(label, LENGTHS, -100),
+        output_hidden_states=True,
+    )
+    units = [
+        make_units(
+            {"token": t, "language": np.full(len(t), n)}, targets={"token": t.copy()},
+            maskable=np.ones(len(t), bool),
+        )
+        for n, t in enumerate(np.split(token, np.cumsum(LENGTHS)[:-1]))
+    ]  # fmt: skip
+    batch = agree.batch(recipe, [{"text": u} for u in units])
+    states = model.encode(batch.views["clm"]).states["text"]
+    family.check_close(states, family.unpadded(out.hidden_states[-1], LENGTHS), 1e-5)
+    loss = model(batch)["clm"]["loss"] / batch.counts["clm"]
+    family.check_close(loss, out.loss, 1e-5)
+    loss.backward()
+    out.loss.backward()
+    family.check_gradients(xlm, recipe, model, reference)
+    cls = transformers.XLMWithLMHeadModel
+    family.check_written(xlm, cls, config, weights, recipe, model, tmp_path / "out")
+
+
+def test_a_bare_causal_model_is_refused(tmp_path):
+    reference = small("XLMModel", causal=True)
+    with pytest.raises(ValueError, match="causal: known of a model with its head only"):
+        xlm.read(reference.config.to_dict(), reference.state_dict(), tmp_path)
+
+
+@pytest.mark.parametrize("setting", ["asm", "sinusoidal_embeddings"])
 def test_what_has_no_counterpart_is_said(tmp_path, setting):
     reference = small()
     with pytest.raises(ValueError, match=f"{setting}: True"):

@@ -48,9 +48,10 @@ def linear(x, like):
     return x @ like.weight.T + like.bias
 
 
-def layers(model, x):
+def layers(model, x, causal=False):
     """BERT's layers (post-norm) over the units of one example, ``[N, width]``."""
     heads = model.plan.heads
+    later = torch.ones(len(x), len(x), dtype=torch.bool).triu(1) & causal
     for layer in model.fusion.layers:
         attend, feed = layer.blocks
         names = list(attend.query)  # one set of weights, whatever it is called
@@ -61,7 +62,8 @@ def layers(model, x):
             y.unflatten(1, (heads, -1)).transpose(0, 1)
             for y in linear(x, attend.keyvalue[name]).chunk(2, dim=1)
         )
-        weight = (query @ key.transpose(1, 2) / query.shape[-1] ** 0.5).softmax(-1)
+        score = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+        weight = score.masked_fill(later, -torch.inf).softmax(-1)
         read = (weight @ value).transpose(0, 1).flatten(1)
         x = norm(x + linear(read, attend.output[name]), attend.norm[name])
         inner = F.gelu(linear(x, feed.up[name]))
