@@ -127,7 +127,7 @@ def test_translations_into_several_languages_at_once_are_the_same(tmp_path, beam
     into = [51, 52, 50]
     theirs = reference.generate(
         input_ids=family.padded(read, READ, 1), attention_mask=family.mask(READ),
-        decoder_input_ids=torch.tensor(into)[:, None], max_new_tokens=8, num_beams=beams,
+        decoder_start_token_id=into, max_new_tokens=8, num_beams=beams,
         length_penalty=penalty, do_sample=False, early_stopping=True, forced_eos_token_id=None,
         eos_token_id=END, pad_token_id=1, return_dict_in_generate=True, output_scores=True,
     )  # fmt: skip
@@ -173,8 +173,11 @@ def sure_of_itself():
         torch.manual_seed(1)
         for name, parameter in reference.named_parameters():
             if "norm" not in name:
-                parameter.normal_(0, 0.4)
-        reference.final_logits_bias[:, END] = 1.5
+                parameter.normal_(0, 0.25)
+        reference.model.shared.weight.normal_(0, 0.4)
+        # positions count beside embeddings scaled by the root of the width
+        reference.model.decoder.embed_positions.weight.normal_(0, 2)
+        reference.final_logits_bias[:, END] = 5
     return reference
 
 
