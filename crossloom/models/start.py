@@ -65,9 +65,10 @@ def transplant(
 ) -> dict[str, Tensor]:
     """What a model takes from another's weights, by the model's own names.
 
-    Embedders are taken by stream, layers by part (:func:`parts`), as many as both have; of position
-    tables of different length the rows that both have. Nothing is taken of layers when one plan
-    norms before and the other after: such weights mean something else.
+    Embedders are taken by stream, layers by part (:func:`parts`), as many as both have. A decoder's
+    feed-forward, which comes after it has read others, takes after a source that has no decoder
+    too. Of position tables of different length the rows that both have are taken, and nothing of
+    layers when one plan norms before and the other after: such weights mean something else.
 
     Args:
         weights: of the source, by name.
@@ -79,8 +80,11 @@ def transplant(
     if source.norm == target.norm:
         for stream, before in streams.items():
             there = parts(source, before)
-            for part, new in parts(target, stream).items():
+            here = parts(target, stream)
+            for part, new in here.items():
                 old = there.get(tuple(streams.get(p, p) for p in part), ())
+                if not old and part[0] == "feed" and ("feed", "itself") not in here:
+                    old = there.get(("feed", "itself"), ())
                 for site, other in zip(new, old, strict=False):
                     pairs += _site(site, other, streams)
             into = "shared" if target.last == "shared" else stream

@@ -118,6 +118,73 @@ def test_what_is_said_greedily_is_the_same(tmp_path, seed):
     assert len({tuple(f[0].units) for f in ours}) > 1
 
 
+@pytest.mark.parametrize(("beams", "penalty"), [(1, 1.0), (4, 1.0), (4, 0.0), (4, 2.0)])
+def test_translations_into_several_languages_at_once_are_the_same(tmp_path, beams, penalty):
+    """Each row begins with its own language token."""
+    reference = sure_of_itself()
+    *_, model = family.imported(mbart, reference, tmp_path)
+    read, _ = texts()
+    into = [51, 52, 50]
+    theirs = reference.generate(
+        input_ids=family.padded(read, READ, 1), attention_mask=family.mask(READ),
+        decoder_start_token_id=into, max_new_tokens=8, num_beams=beams,
+        length_penalty=penalty, do_sample=False, early_stopping=True, forced_eos_token_id=None,
+        eos_token_id=END, pad_token_id=1, return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    search = Search(beams=beams, longest=8, penalty=penalty)
+    ours = generate(model, "denoise", shown(read, np.array(into), (1, 1, 1)), end=END,
+                    search=search)  # fmt: skip
+    assert [list(f[0].units) for f in ours] == [cut(r[1:]) for r in theirs.sequences.tolist()]
+    assert len({tuple(f[0].units) for f in ours}) == 3
+    if beams > 1:
+        found = [f[0].score for f in ours]
+        np.testing.assert_allclose(found, theirs.sequences_scores.tolist(), atol=1e-4)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_a_forced_language_is_the_same(tmp_path, beams):
+    """mBART-50's way: what is said begins with an end, then the language is forced."""
+    reference = sure_of_itself()
+    *_, model = family.imported(mbart, reference, tmp_path)
+    read, _ = texts()
+    given = {"input_ids": family.padded(read, READ, 1), "attention_mask": family.mask(READ)}
+    said = set()
+    for code in LANGUAGES:
+        theirs = reference.generate(
+            **given, decoder_start_token_id=END, forced_bos_token_id=code, max_new_tokens=9,
+            num_beams=beams, length_penalty=0.0, do_sample=False, early_stopping=True,
+            forced_eos_token_id=None, eos_token_id=END, pad_token_id=1,
+        )  # fmt: skip
+        opening = shown(read, np.full(3, END), (1, 1, 1))
+        search = Search(beams=beams, longest=8, penalty=0.0)
+        forced = torch.full((3,), code)
+        ours = generate(model, "denoise", opening, end=END, search=search, forced=forced)
+        rows = theirs.tolist()
+        assert {r[1] for r in rows} == {code}
+        assert [list(f[0].units) for f in ours] == [cut(r[2:]) for r in rows]
+        said |= {f[0].units for f in ours}
+    assert len(said) > 3
+
+
+def sure_of_itself():
+    """Weights by which what is said depends on the language and on what is read."""
+    reference = small()
+    with torch.no_grad():
+        torch.manual_seed(1)
+        for name, parameter in reference.named_parameters():
+            if "norm" not in name:
+                parameter.normal_(0, 0.25)
+        reference.model.shared.weight.normal_(0, 0.4)
+        # positions count beside embeddings scaled by the root of the width
+        reference.model.decoder.embed_positions.weight.normal_(0, 2)
+        reference.final_logits_bias[:, END] = 5
+    return reference
+
+
+def cut(row):
+    return row[: row.index(END)] if END in row else row
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crossloom.interop import bert, clip, open_clip, siglip, vilt, xlm, xlm_r
+from crossloom.interop import bert, clip, mbart, open_clip, siglip, vilt, xlm, xlm_r
 from crossloom.plugins import find
 from crossloom.training.overview import parameters
 from crossloom.training.recipe import load_recipe
@@ -105,6 +105,54 @@ def test_recipes_of_text_have_the_librarys_shapes(recipe, family, name, settings
     # TLM's head has a bias of its own
     further = 95_000 if recipe == "xlm" else 0
     assert sum(p.numel() for p in model.parameters()) == count + further
+
+
+def test_mbart():
+    """The published configuration, and one bias over words that is trained here."""
+    transformers = pytest.importorskip("transformers")
+    recipe = load_recipe("mbart")
+    with torch.device("meta"):
+        config = transformers.MBartConfig(vocab_size=250_027, scale_embedding=True)
+        theirs = transformers.MBartForConditionalGeneration(config)
+        ours = make_model(recipe).state_dict()
+    count = sum(p.numel() for p in theirs.parameters())
+    assert count == 610_851_840
+    assert sum(v.numel() for v in ours.values()) == count + 250_027
+    # in every part: the recipe is the one that a published checkpoint is read into
+    settings, written = mbart.write(recipe, ours)
+    own = theirs.state_dict()
+    assert {k: v.shape for k, v in written.items()} == {k: own[k].shape for k in written}
+    assert settings["max_position_embeddings"] == 1024
+
+
+def _layer(width, attentions=1):
+    """One of XLM's layers: attentions, a feed-forward four times as wide, a norm after each."""
+    linear = lambda n, m: n * m + m  # noqa: E731
+    attention = 4 * linear(width, width) + 2 * width
+    feed = linear(width, 4 * width) + linear(4 * width, width) + 2 * width
+    return attentions * attention + feed
+
+
+def _embedding(words, languages, width=1024):
+    return (words + 512 + languages) * width + 2 * width
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        # encoder and decoder of six, nothing shared; one bias over words for each objective
+        ("mass", 2 * _embedding(60_000, 2) + 6 * (_layer(1024) + _layer(1024, 2)) + 60_000),
+        ("xnlg-encoder", _embedding(95_000, 15) + 12 * _layer(1024) + 2 * 95_000),
+        (
+            "xnlg",
+            2 * _embedding(95_000, 15) + 10 * _layer(1024) + 6 * _layer(1024, 2) + 2 * 95_000,
+        ),
+    ],
+)
+def test_of_xlms_kind(name, count):
+    with torch.device("meta"):
+        model = make_model(load_recipe(name))
+    assert sum(p.numel() for p in model.parameters()) == count
 
 
 def test_of_open_clip():

@@ -320,6 +320,32 @@ def test_short_sentences_of_a_language_are_joined_up_to_the_limit(sentences):
         assert len(set(stream.content["language"][begin : begin + size])) == 1
 
 
+def test_two_streams_of_one_text_are_cut_alike(world):
+    from crossloom.training.recipe import load_recipe
+
+    recipe = load_recipe("mbart-tiny", [f"data={world}", "examples=12", "workers=0"])
+    stack = make_stack(recipe.located())
+    batch = stack.micro(0)
+    streams = batch.views["denoise"].streams
+    text, target = streams["text"], streams["target"]
+    vocab = recipe.located().modalities["text"].vocab
+    signs = {v: k for k, v in vocab.signs.items()}
+    assert len(text.length) == len(target.length) == len(batch.keys)
+    assert all("~" in key for key in batch.keys)
+    for read, said in zip(*(np.split(s.content["token"], s.start[1:]) for s in (text, target)),
+                          strict=True):  # fmt: skip
+        assert read[-1] == said[0]
+        assert int(said[0]) in signs
+        assert read[-2] == said[-1] == vocab.end
+    # what is said is clean, what is read is infilled
+    assert not target.hidden.any()
+    assert text.hidden.any()
+    assert len(text.hidden) < len(target.hidden)
+    index, value = batch.aims["denoise"].index, batch.aims["denoise"].value
+    assert len(index) == len(target.hidden) - len(target.length)
+    assert (value == target.content["token"][index + 1]).all()
+
+
 def test_a_sample_that_cannot_be_used_moves_nothing(sentences, tmp_path):
     folder = tmp_path / "damaged"
     folder.mkdir()

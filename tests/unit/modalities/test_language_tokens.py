@@ -113,8 +113,61 @@ def test_languages_are_specials(folder):
 def test_a_language_without_a_token_is_a_bad_sample(folder):
     with pytest.raises(BadSample, match="no token for language 'sw'"):
         decoded(spec(folder), ("sw", "kalo"))
-    with pytest.raises(TypeError, match="language token"):
-        spec(folder).packed([])
+
+
+@pytest.fixture(scope="module")
+def own(world):
+    """A vocabulary of our own with tokens for three languages."""
+    path = str(world / "tokenizer.model")
+    return Text(vocabulary=path, limit=40, signs=("en", "de", "sw"))
+
+
+def test_languages_of_ones_own_come_after_the_vocabulary(own):
+    plain = replace(own, signs=())
+    assert own.vocab.size == plain.vocab.size + 3
+    assert list(own.vocab.signs.items()) == [
+        (code, plain.vocab.size + n) for n, code in enumerate(("en", "de", "sw"))
+    ]
+    assert own.vocab.mask == plain.vocab.mask
+    assert own.identity() != plain.identity() != replace(own, signs=("en",)).identity()
+    assert own.predictable()["token"].dim == plain.vocab.size + 3
+    line = "A green moon is above a blue circle."
+    ids = plain.vocab.encode(line).tolist()
+    end, sign = plain.vocab.end, own.vocab.signs["sw"]
+    assert decoded(own, ("sw", line)).content["token"].tolist() == [*ids, end, sign]
+    said = decoded(replace(own, sign="first"), ("sw", line)).content["token"]
+    assert said.tolist() == [sign, *ids, end]
+    assert own.vocab.decode(said.tolist()) == line
+    assert not set(own.vocab.signs.values()) & set(own.vocab.ordinary.tolist())
+    with pytest.raises(BadSample, match="no token for language 'fr'"):
+        decoded(own, ("fr", line))
+    with pytest.raises(ValueError, match="signs are for layout own"):
+        replace(own, layout="mbart")
+
+
+def test_blocks_keep_their_language_at_their_end(own):
+    """What is read and what is said of joined documents are cut alike."""
+    own = replace(own, limit=10, sentences=True)
+    said = replace(own, sign="first")
+    lines = ["A green moon is above a blue circle. A red star.", "A blue star.", "A small moon."]
+    loose = [[t.loose({"text": (Passage("de", x),)}, RNG) for x in lines] for t in (own, said)]
+    one, other = own.packed(loose[0]), said.packed(loose[1])
+    sign, end = own.vocab.signs["de"], own.vocab.end
+    assert [n for n, _ in one] == [n for n, _ in other]
+    assert len(one) > 2
+    words = []
+    for (_, read), (_, told) in zip(one, other, strict=True):
+        ids = read.content["token"].tolist()
+        assert len(ids) <= 10
+        assert ids[-2:] == [end, sign]
+        assert told.content["token"].tolist() == [sign, *ids[:-1]]
+        assert read.targets["sentence"][-1] == told.targets["sentence"][0] == -1
+        assert read.position.tolist() == told.position.tolist() == list(range(len(ids)))
+        assert not read.maskable[-2:].any()
+        assert not told.maskable[[0, -1]].any()
+        words += [i for i in ids if i not in (sign, end)]
+    # every unit once, those of a long document first
+    assert sorted(words) == sorted(i for x in lines for i in own.vocab.encode(x).tolist())
 
 
 def test_the_contract_holds(folder):
