@@ -72,17 +72,26 @@ def mean_of(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def by_language(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def language_means(found: Mapping[str, Mapping[str, Any]], figure: str) -> dict[str, Any]:
     """Metrics of each language; of several also their means, over all and over all but English.
 
-    The means over languages but English, ``non_english``, are what IGLUE reports of zero-shot
-    transfer (Bugliarello et al. 2022, section 5).
+    Args:
+        found: nested metrics by language.
+        figure: dotted path of the one that stands for the others.
+
+    Returns:
+        Those of the one language; or the means over all, ``non_english`` (what IGLUE reports of
+        zero-shot transfer: Bugliarello et al. 2022, section 5), ``languages`` (all of each) and
+        ``by_language`` (the one figure of each).
     """
     if len(found) == 1:
         return dict(next(iter(found.values())))
-    foreign = [one for code, one in found.items() if code != "en"]
-    means = mean_of(list(found.values()))
-    return {**means, "non_english": mean_of(foreign), "by_language": dict(found)}
+    return {
+        **mean_of(list(found.values())),
+        "non_english": mean_of([one for code, one in found.items() if code != "en"]),
+        "languages": dict(found),
+        "by_language": {code: flat(one)[figure] for code, one in found.items()},
+    }
 
 
 def seen_and_unseen(
@@ -120,8 +129,9 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, float]:
 
 def tables(metrics: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
     """Metrics as people read them, heads and rows: the plain ones, then each language in a row."""
-    languages = metrics.get("by_language", {})
-    plain = {k: v for k, v in metrics.items() if k not in ("by_language", "non_english")}
+    languages = metrics.get("languages") or metrics.get("by_language", {})
+    apart = ("languages", "by_language", "non_english")
+    plain = {k: v for k, v in metrics.items() if k not in apart}
     made = [(["metric", "value"], [[k, _said(v)] for k, v in flat(plain).items()])]
     if languages:
         rows = dict(languages)

@@ -12,7 +12,7 @@ from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.read import Texts
 from crossloom.data_pipelines.source import Defect
 from crossloom.evaluation.features import features, read_examples
-from crossloom.evaluation.metrics import best_ranks, by_language, mean_of, recall, run_lines
+from crossloom.evaluation.metrics import best_ranks, language_means, mean_of, recall, run_lines
 from crossloom.evaluation.predict import evaluation_collator, run, shown
 from crossloom.evaluation.task import (
     Budget,
@@ -47,8 +47,9 @@ class Retrieval(Task):
 
     Metrics: ``text_to_image`` and ``image_to_text`` with ``r1``, ``r5``, ``r10``, ``median_rank``;
     ``dual_encoder`` with the same before reranking; ``images``, ``texts``. An image is found with
-    any of its texts. Of several languages each is tested by itself: ``by_language`` holds the same
-    for each, ``non_english`` the means over those but English, and the others are means over all.
+    any of its texts. Of several languages each is tested by itself: ``languages`` holds the same
+    for each (``by_language`` the first of them alone, R@1 of images), ``non_english`` the means
+    over those but English, and the others are means over all.
     Rankings are written as TREC runs (query, Q0, candidate, rank, score, name).
 
     Protocols: Flickr30k and COCO's 5k with ``texts=0`` (all five captions); COCO's 1k with
@@ -153,7 +154,8 @@ class Retrieval(Task):
                 known = (vectors[0][rows], vectors[1][told]) if vectors is not None else None
                 ranked[language] = self._rank(model, recipe, heads, *some, mine, known, watch)
         counts = {"images": len(images), "texts": len(texts)}
-        metrics = {**counts, **by_language({k: r.metrics for k, r in ranked.items()})}
+        each = {code: r.metrics for code, r in ranked.items()}
+        metrics = {**counts, **language_means(each, "text_to_image.r1")}
         records = [record for r in ranked.values() for record in r.records]
         files = {
             ".".join(("retrieval", *([language] if len(ranked) > 1 else []), way, "trec")): text

@@ -13,7 +13,7 @@ from crossloom.data_pipelines.read import Pairs, Questions, Texts, sample_json
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.finetune import evaluate, finetune
-from crossloom.evaluation.metrics import by_language, mean_of, tables
+from crossloom.evaluation.metrics import language_means, mean_of, tables
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
@@ -47,7 +47,9 @@ def test_retrieval_by_language(base):
     several = evaluate("retrieval", base, start("cpu"), settings)
     metrics = several.metrics
     assert (metrics["images"], metrics["texts"]) == (20, 120)
-    assert tuple(metrics["by_language"]) == TESTED
+    assert tuple(metrics["languages"]) == TESTED
+    firsts = {x: metrics["languages"][x]["text_to_image"]["r1"] for x in TESTED}
+    assert metrics["by_language"] == firsts
     for language in TESTED:
         # candidates are of the language alone
         back = ranking(base, f"retrieval.{language}.image_to_text.trec")
@@ -56,18 +58,18 @@ def test_retrieval_by_language(base):
         rows = [r for r in several.records if r["language"] == language]
         there = ranking(base, f"retrieval.{language}.text_to_image.trec")
         ranks = np.array([there[r["key"]].index(r["image"]) + 1 for r in rows])
-        found = metrics["by_language"][language]
+        found = metrics["languages"][language]
         assert found["text_to_image"]["r5"] == pytest.approx(np.mean(ranks <= 5))
         mine = {i: {r["key"] for r in rows if r["image"] == i} for i in back}
         first = [min(c.index(k) for k in mine[i]) for i, c in back.items()]
         assert found["image_to_text"]["r10"] == pytest.approx(np.mean(np.array(first) < 10))
         # the same as when it is the only one
         alone = evaluate("retrieval", base, start("cpu"), [*settings[:2], f"tested=[{language}]"])
-        assert "by_language" not in alone.metrics
+        assert not {"languages", "by_language"} & set(alone.metrics)
         assert alone.metrics["text_to_image"] == pytest.approx(found["text_to_image"])
         assert alone.metrics["image_to_text"] == pytest.approx(found["image_to_text"])
     for way in ("text_to_image", "image_to_text"):
-        each = [metrics["by_language"][x][way]["r1"] for x in TESTED]
+        each = [metrics["languages"][x][way]["r1"] for x in TESTED]
         assert metrics[way]["r1"] == pytest.approx(sum(each) / 3)
         assert metrics["non_english"][way]["r1"] == pytest.approx(sum(each[1:]) / 2)
 
@@ -98,10 +100,11 @@ def test_a_teachers_vectors_are_written_and_read(base, world, tmp_path):
 def test_means_are_of_the_same_metric():
     found = {"en": {"a": {"r1": 1.0}, "n": 4}, "de": {"a": {"r1": 0.5}, "n": 2}}
     assert mean_of(list(found.values())) == {"a": {"r1": 0.75}, "n": 3}
-    told = by_language(found)
+    told = language_means(found, "a.r1")
     assert told["non_english"] == found["de"]
-    assert told["by_language"] == found
-    assert by_language({"de": found["de"]}) == found["de"]
+    assert told["languages"] == found
+    assert told["by_language"] == {"en": 1.0, "de": 0.5}
+    assert language_means({"de": found["de"]}, "a.r1") == found["de"]
 
 
 def test_languages_are_a_table_of_their_own():
@@ -112,7 +115,7 @@ def test_languages_are_a_table_of_their_own():
     rows = [["en", "1"], ["de", "0.2500"], ["all but en", "0.2500"]]
     assert languages == (["language", "value"], rows)
     found = {"en": {"t": {"r1": 0.5}}, "de": {"t": {"r1": 0.125}}}
-    assert tables({"t": {"r1": 0.3}, "by_language": found})[1] == (
+    assert tables({"t": {"r1": 0.3}, "languages": found, "by_language": {"en": 1}})[1] == (
         ["language", "t.r1"], [["en", "0.5000"], ["de", "0.1250"]],
     )  # fmt: skip
     assert len(tables({"accuracy": 0.5})) == 1
