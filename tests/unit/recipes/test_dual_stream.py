@@ -200,10 +200,11 @@ def test_a_sentence_is_read_with_each_of_two_pictures(world, tmp_path):
     component = replace(recipe.mixture["nlvr2"], shards=str(tmp_path / "train-*.tar"), held="")
     mixture = {"nlvr2": component}
     recipe = replace(
-        recipe, mixture=mixture, objectives={"verification": recipe.objectives["verification"]}
-    )
+        recipe, mixture=mixture, pace=None, held_every=0,
+        objectives={"verification": recipe.objectives["verification"]},
+    )  # fmt: skip
     small = tiny(recipe, twelve_in_one_tiny().plan, mixture)
-    located = replace(small, data=str(world), examples=4, workers=0, held_every=0).located()
+    located = replace(small, data=str(world), examples=4, workers=0).located()
     batch = make_stack(located).micro(0).to("cpu")
     view = batch.views["pair"]
     assert view.examples == 8  # each sentence twice
