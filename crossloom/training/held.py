@@ -10,6 +10,7 @@ from crossloom.data_pipelines.loader import Shares, Stack, load
 from crossloom.data_pipelines.mixture import Mixture
 from crossloom.training.engine import Engine, Sums, add
 from crossloom.training.environment import Environment, workers
+from crossloom.training.quarantine import RunError
 from crossloom.training.recipe import Pace, Recipe
 from crossloom.training.run import make_part
 from crossloom.units import Defect
@@ -91,9 +92,18 @@ class Best:
 
 
 def figure(by: str, measured: Measured, step: int) -> Best:
-    """The figure named ``component/objective`` in a measurement."""
+    """The figure named ``component/objective`` in a measurement.
+
+    Raises:
+        RunError: nothing held back has a slot of the objective.
+    """
     component, _, objective = by.partition("/")
-    meters = measured[component][objective]
+    meters = measured[component].get(objective)
+    if meters is None:
+        raise RunError(
+            f"select: {by}: the objective scores nothing on the held-out shards; look at them "
+            "with `crossloom shards show`"
+        )
     meter = "correct" if "correct" in meters else "loss"
     return Best(by, meter, meters[meter], step)
 

@@ -14,6 +14,7 @@ from crossloom.training.environment import start
 from crossloom.training.held import Held, figure, paced
 from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
+from crossloom.training.quarantine import RunError
 from crossloom.training.recipe import Pace, from_yaml
 from crossloom.training.run import make_model
 from crossloom.training.torch_engine import TorchEngine
@@ -221,6 +222,8 @@ def test_the_share_right_decides_and_else_the_loss():
     assert not x.beaten(replace(x, value=0.5))
     assert y.beaten(replace(y, value=2.9))
     assert not y.beaten(replace(y, value=3.1))
+    with pytest.raises(RunError, match="select: a/z: the objective scores nothing"):
+        figure("a/z", measured, 7)
 
 
 def test_what_cannot_select_is_refused(world):
