@@ -15,6 +15,7 @@ from test_tars import tar
 from crossloom.data_pipelines import index, shards, summary
 from crossloom.data_pipelines.check import write_indexes
 from crossloom.data_pipelines.index import Entries
+from crossloom.data_pipelines.passages import Alternating, Following, Switched
 from crossloom.data_pipelines.read import Pairs, Parallel, Plain, Questions, Texts
 from crossloom.data_pipelines.recent import Recent
 from crossloom.data_pipelines.shards import ShardError, load_index, open_shards
@@ -42,6 +43,10 @@ READERS = [
     Pairs(),
     Pairs(languages=("en", "de"), all_languages=True),
     Stretches(),
+    Following(),
+    Following(languages=("de",)),
+    Alternating(),
+    Switched(),
 ]
 
 contents = st.fixed_dictionaries(
