@@ -16,6 +16,7 @@ from crossloom.data_pipelines import index, shards, summary
 from crossloom.data_pipelines.check import write_indexes
 from crossloom.data_pipelines.index import Entries
 from crossloom.data_pipelines.marked import Spans, Words
+from crossloom.data_pipelines.passages import Alternating, Following, Switched
 from crossloom.data_pipelines.read import Pairs, Parallel, Plain, Questions, Texts
 from crossloom.data_pipelines.recent import Recent
 from crossloom.data_pipelines.shards import ShardError, load_index, open_shards
@@ -47,6 +48,10 @@ READERS = [
     Words(languages=("de",)),
     Spans(),
     Spans(languages=("en", "de"), all_languages=True),
+    Following(),
+    Following(languages=("de",)),
+    Alternating(),
+    Switched(),
 ]
 
 contents = st.fixed_dictionaries(

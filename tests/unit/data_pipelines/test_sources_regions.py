@@ -214,7 +214,7 @@ def test_butd_errors(tmp_path: Path) -> None:
         butd.convert(path, tmp_path / "out", columns="a,w,h,n,boxes,features")
     swapped = "image_id,img_w,img_h,num_boxes,boxes, features"
     assert butd.convert(path, tmp_path / "out", columns=swapped).samples == {"train": 1}
-    with pytest.raises(SourceError, match=r"absent: no shards in it; regions are added"):
+    with pytest.raises(SourceError, match=r"absent: no shards in it; give those"):
         butd.convert(path, tmp_path / "o", shards=str(tmp_path / "absent"))
 
 
