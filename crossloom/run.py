@@ -80,7 +80,7 @@ class Loaded:
         Args:
             objective: one that generates, or fills in hidden units of a stream read causally.
             search: greedy when None.
-            language: of what is said, where the text has language embeddings.
+            language: of what is said, where the text has tokens or embeddings of languages.
             streams: the other streams of the objective's view, as for :meth:`encode`.
 
         Returns:

@@ -146,6 +146,7 @@ class View:
         read = (s for names in self.reads.values() for s in names)
         named = {*self.hide, *self.causal, *self.reads, *read, *self.mismatched}
         named |= {*self.mixed, *self.follow, *self.follow.values(), *self.twice, *self.against}
+        named |= {*self.unseen}
         if strange := sorted(named - set(self.streams)):
             raise ValueError(f"view {self.name!r} shows {self.streams}, not {', '.join(strange)}")
         for stream, other in self.follow.items():

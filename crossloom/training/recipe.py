@@ -312,7 +312,7 @@ def _check_joined(
     members = {"text", *getattr(component.reader, "copies", ())}
     for objective in component.objectives if component.reader.joined else ():
         view, slots = objectives[objective].view, objectives[objective].slots(1)
-        read = {modalities[s].field for s in view.streams}
+        read = {modalities[s].field for s in view.streams if s in modalities}
         if not read <= members or slots is not None or view.mismatch:
             kind = component.reader.kind
             raise ValueError(

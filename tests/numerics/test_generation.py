@@ -179,6 +179,32 @@ def test_units_said_one_by_one_read_what_a_whole_pass_reads(plan, ahead):
         rows = [rows[n] for n in order]
 
 
+@pytest.mark.parametrize("plan", ["encoder-decoder", "pre-norm", "prefix"])
+@torch.inference_mode()
+def test_hidden_units_that_are_unseen_stay_unread(plan):
+    model = make(plan).eval()
+    hidden = np.array([0, 1, 1, 0, 1, 0, 0, 1, 0], bool)
+
+    def view(texts, **changes):
+        whole = shown(model, IMAGES, texts)
+        image = replace(whole.streams["image"], hidden=torch.tensor(hidden))
+        return replace(whole, streams={**whole.streams, "image": image}, **changes)
+
+    def anew(texts, **changes):
+        encoded = model.encode(view(texts, **changes))
+        last = encoded.view.streams["text"]
+        logits = model.heads["say"].logits(encoded, last.start + last.length - 1)
+        return logits.log_softmax(1)
+
+    speaker = Speaker(model, "say", view([[0]] * 3, unseen=("image",)), room=3)
+    torch.testing.assert_close(speaker.begin(), anew([[0]] * 3, unseen=("image",)))
+    found = speaker.say(torch.tensor([1, 2, 3]))
+    rows = [[0, 1], [0, 2], [0, 3]]
+    expected = anew(rows, unseen=("image",))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert (anew(rows) - expected).abs().max() > 0.01
+
+
 def every_text(model, image, longest, penalty, ahead=False):
     """All continuations with their scores, best first, by whole passes."""
     found = []
