@@ -333,7 +333,8 @@ def test_a_sample_holds_what_the_page_says(world):
     sample = open_shards("test-*.tar", world)[0].read(0)
     assert set(sample) == {"png", "regions.npz", "json"}
     content = json.loads(sample["json"])
-    assert set(content) == {"id", "texts", "statements", "questions", "pairs", "refers", "scene"}
+    lists = {"texts", "alignments", "statements", "questions", "pairs", "refers", "scene"}
+    assert set(content) == {"id", *lists}
     assert list(content["texts"]) == list(LANGUAGES)
 
 
