@@ -64,6 +64,7 @@ def test_phrases_are_the_smallest_consistent_ones(links):
     assert found == sorted(smallest)
 
 
+@settings(deadline=None)
 @given(links_of)
 def test_what_is_written_is_read(links):
     assert read_links(write_links(links), 6, 6) == sorted(links)

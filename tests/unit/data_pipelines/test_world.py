@@ -335,9 +335,8 @@ def test_a_sample_holds_what_the_page_says(world):
     taught = np.load(io.BytesIO(sample["teacher.npy"]))
     assert (taught.dtype, taught.shape) == (np.float16, (3, FEATURES))
     content = json.loads(sample["json"])
-    assert set(content) == {
-        "id", "texts", "alignments", "statements", "questions", "pairs", "refers", "scene",
-    }  # fmt: skip
+    lists = {"texts", "alignments", "statements", "questions", "pairs", "refers", "scene"}
+    assert set(content) == {"id", *lists}
     assert list(content["texts"]) == list(LANGUAGES)
 
 
