@@ -32,7 +32,7 @@ def infoxlm() -> Recipe:
     with one end between them, positions running on. Starts from XLM-R (``start``); no dropout;
     200,000 steps of 2,048 blocks, pairs and mixed pairs each.
 
-    Otherwise than there: the three losses are means added up (section 3.4), where the code divides
+    Otherwise than there: the three losses are means added up, where the code divides
     all three by the sum of their counts, in which sentences are few; no loss is contrasted in the
     first steps, until the queue is full, where the code fills it beforehand; the second pair of a
     mixture is drawn from the batch, in whatever languages; a step mixes the three tasks by chance,
