@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from crossloom.cli import app
 from crossloom.data_pipelines.fertility import measure, script_of
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.tokenizer import lines_of, train
@@ -135,3 +137,15 @@ def test_no_text_says_so(tmp_path):
         train(open_shards("*.tar", tmp_path), tmp_path / "t.model", size=100)
     with pytest.raises(ValueError, match=r"coverage must lie in 0\.98\.\.1"):
         train((), tmp_path / "t.model", size=100, coverage=0.9)
+
+
+def test_the_command_measures_any_vocabulary(shards, words, tmp_path):
+    tars = str(shards[0].path)
+    file = tmp_path / "vocab.txt"
+    call = ["tokenizer", "report", str(file), "--shards", tars, "--layout", "wordpiece-cased"]
+    assert CliRunner().invoke(app, call).exit_code == 0
+    found = json.loads((tmp_path / "vocab.report.json").read_text("utf-8"))
+    assert set(found["languages"]) == set(LINES)
+    assert found["scripts"]["cyrillic"]["covered"] == 0
+    wrong = CliRunner().invoke(app, [*call[:-1], "worpiece"])
+    assert "there are own, xlm-r" in str(wrong.exception)

@@ -12,6 +12,7 @@ from crossloom.evaluation.report import _shares
 from crossloom.modalities.text import Text
 from crossloom.models.presets import single_stream
 from crossloom.objectives.presets import mlm
+from crossloom.run import load
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
@@ -202,6 +203,7 @@ def test_a_run_tells_its_shares_and_goes_on_with_them(corpora, tmp_path, capsys)
     assert saved.mixture == spread(recipe).mixture
     assert [x.component for x in read_shares(out)] == [f"wiki-{x}" for x in SIZES]
     assert "wiki-sw" in _shares(out)[0]
+    assert load(out).encode(text=["sw 3 on the left", ("de", "de 4")])["text"].shape == (2, 16)
     train(replace(recipe, steps=4), out, start("cpu"), resume=True)
     resumed = from_yaml(out / RECIPE)
     assert (resumed.mixture, resumed.phases) == (saved.mixture, ())
