@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from crossloom.data_pipelines.passages import Switched
 from crossloom.objectives.presets import alm as switched_mlm
-from crossloom.recipes.parts import TEXT, tiny_plan, train
+from crossloom.recipes.languages import XNLI
+from crossloom.recipes.parts import TEXT, tiny_plan, train, xlm_adam, xlm_text
 from crossloom.recipes.world import tiny
-from crossloom.recipes.xlm import LANGUAGES, xlm_adam, xlm_plan, xlm_text
+from crossloom.recipes.xlm import xlm_plan
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
 
@@ -36,13 +37,13 @@ def alm() -> Recipe:
     return Recipe(
         name="alm",
         data="shards",
-        modalities={TEXT: xlm_text(limit=256)},
+        modalities={TEXT: xlm_text(languages=XNLI, size=95_000, restart=True)},
         plan=xlm_plan(),
         objectives={"alm": replace(switched_mlm(), transform=False)},
         mixture={
             "switched": Component(
                 shards=train("opus"),
-                reader=Switched(languages=LANGUAGES),
+                reader=Switched(languages=XNLI),
                 objectives=("alm",),
             )
         },

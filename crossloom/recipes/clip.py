@@ -77,8 +77,8 @@ def multilingual_clip() -> Recipe:
         data="shards",
         modalities={
             TEXT: Text(
-                vocabulary="sentencepiece.bpe.model", layout="xlm-r", size=250_002, limit=77,
-                positions=514, offset=2,
+                vocabulary="xlm-roberta-base/sentencepiece.bpe.model", layout="xlm-r",
+                size=250_002, limit=77, positions=514, offset=2,
             ),
             IMAGE: Patches(
                 tower="open_clip:ViT-B-32", mean=CLIP_MEAN, deviation=CLIP_DEVIATION, augment=CROPS

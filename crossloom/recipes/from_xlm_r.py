@@ -7,9 +7,9 @@ from typing import Any
 
 from crossloom.data_pipelines.read import Blocks, Parallel
 from crossloom.data_pipelines.reader import Reader
-from crossloom.modalities.modality import Modality
 from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
+from crossloom.recipes.languages import CC100
 from crossloom.recipes.parts import TEXT, bert_plan, tiny_plan, train
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component
@@ -22,7 +22,7 @@ TIED = {SECOND: TEXT}
 ADAM = Optim(rate=2e-4, betas=(0.9, 0.98), epsilon=1e-6, decay=0.01, clip=1.0)
 
 
-def xlm_r_texts(**changes: Any) -> dict[str, Modality]:
+def xlm_r_texts(**changes: Any) -> dict[str, Text]:
     """XLM-R's text for both streams: 250,002 ids, positions from row 2 of 514, one passage type.
 
     Args:
@@ -46,9 +46,15 @@ def small_plan() -> Plan:
     return tiny_plan(PAIR)
 
 
-def documents(*objectives: str) -> Component:
-    """CC-100 in blocks of 512."""
-    return Component(shards=train("cc100"), reader=Blocks(), objectives=objectives)
+def documents(*objectives: str, alpha: float = 1.0) -> Component:
+    """CC-100 in blocks of 512, its languages sampled by their text to the power ``alpha``."""
+    return Component(
+        shards=train("cc100"),
+        reader=Blocks(),
+        languages=CC100,
+        alpha=alpha,
+        objectives=objectives,
+    )
 
 
 def together(*objectives: str) -> Component:

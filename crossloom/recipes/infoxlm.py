@@ -37,8 +37,8 @@ def infoxlm() -> Recipe:
     first steps, until the queue is full, where the code fills it beforehand; the second pair of a
     mixture is drawn from the batch, in whatever languages; a step mixes the three tasks by chance,
     2,048 of each on average. It is one pass on each process, since a contrast is not made by parts.
-    Languages are sampled by their texts to the power 0.7 in the paper, as far as known; here as
-    they are found.
+    Languages are sampled by their text to the power 0.7, which could not be checked; pairs of
+    languages as they are found.
 
     528,826,404 parameters: XLM-R's 278,295,186, a bias of TLM (250,002), the matrix of the
     contrast (589,824), and slow copies of the embedding, of the first 8 layers and of that matrix,
@@ -56,7 +56,7 @@ def infoxlm() -> Recipe:
             "xlco": xlco_queue(PAIR),
         },
         mixture={
-            "documents": documents("mmlm"),
+            "documents": documents("mmlm", alpha=0.7),
             "together": together("tlm"),
             "apart": apart("xlco"),
         },

@@ -10,8 +10,8 @@ Followed: microsoft/M3P: ``src/data/dataset_pretrain.py``, ``src/data/clag.py``,
   pairs may be mismatched nothing is. There the match is asked on the corrupted pair.
 - Matching is a decision for each pair, as in section 3.3; the code also has the right one of four
   chosen, which :class:`~crossloom.objectives.rank.Rank` does.
-- Languages are drawn alike there (``lg_sampling_factor -1``); the paper tells no exponent. Here
-  texts are read as they are found.
+- Languages are drawn alike, as in the code (``lg_sampling_factor -1``); the paper tells no
+  exponent. They are mBERT's here; the paper says 100 and does not list them.
 - Not copied: regions stand before the text there and have its first 100 positions, their place
   among the detector's; here text keeps the positions it has alone, and regions have their boxes. A
   region whose feature was left alone is not scored where none was hidden. Contrast of code-switched
@@ -28,6 +28,7 @@ from crossloom.modalities.regions import Regions
 from crossloom.objectives.presets import OBJECTS, itm, mlm, mmlm
 from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.objectives.view import View
+from crossloom.recipes.languages import WIKIPEDIAS
 from crossloom.recipes.parts import IMAGE, STREAMS, TEXT, bert_plan, tiny_plan, train, xlm_r_text
 from crossloom.recipes.world import tiny
 from crossloom.training.optim import Optim
@@ -71,7 +72,11 @@ def m3p() -> Recipe:
         },
         mixture={
             "texts": Component(
-                shards=train("wikipedia"), reader=Blocks(stretch=1024), objectives=("xmlm",)
+                shards=train("wikipedia"),
+                reader=Blocks(stretch=1024),
+                languages=WIKIPEDIAS,
+                alpha=0.0,
+                objectives=("xmlm",),
             ),
             "captions": Component(
                 shards=train("conceptual-captions"),

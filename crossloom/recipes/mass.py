@@ -9,8 +9,7 @@ from crossloom.models.plan import Plan
 from crossloom.models.presets import encoder_decoder
 from crossloom.objectives.presets import MASS
 from crossloom.objectives.presets import mass as hidden_segment
-from crossloom.recipes.parts import TEXT, train
-from crossloom.recipes.said import TARGET, xlm_adam, xlm_text
+from crossloom.recipes.parts import TARGET, TEXT, train, xlm_adam, xlm_text
 from crossloom.recipes.world import tiny
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
@@ -28,15 +27,14 @@ def mass() -> Recipe:
     in a fifth; of its units 80 % are hidden, 10 % swapped, 10 % left. The decoder is fed the units
     before the segment's own at their own positions, and does not read the states of hidden ones.
 
-    Otherwise than there: half of each sentence is hidden, not half of the longest of a batch; the
-    rate falls linearly, there with the root of the step; sentences are cut into SentencePiece's
-    60,000 pieces, there into joint byte pairs after Moses. Fine-tuning there is back-translation;
-    here ``finetune translation`` learns from pairs. Uncertain: the number of steps.
+    Otherwise than there: half of each sentence is hidden, not half of the longest of a batch.
+    Fine-tuning there is back-translation; here ``finetune translation`` learns from pairs.
+    Uncertain: the number of steps.
 
     Parameters: 300.4 M: two tables of 60,000 words (122.9 M), of 512 positions (1.0 M) and of two
     languages, six layers of an encoder (75.6 M) and of a decoder (100.8 M), their norms and a bias.
     """
-    text = xlm_text(size=60_000, limit=256, languages=LANGUAGES)
+    text = xlm_text(languages=LANGUAGES, size=60_000)
     return Recipe(
         name="mass",
         data="shards",
@@ -56,7 +54,7 @@ def mass() -> Recipe:
         examples=100,
         micro=8,
         optim=xlm_adam(1e-4),
-        schedule=Schedule(shape="linear", warmup=4000),
+        schedule=Schedule(shape="inverse_sqrt", warmup=4000),
         precision="bf16",
     )
 

@@ -9,46 +9,35 @@ from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
 from crossloom.models.presets import encoder_decoder
 from crossloom.objectives.presets import MBART, denoise
-from crossloom.recipes.parts import TEXT
-from crossloom.recipes.said import TARGET
+from crossloom.recipes.languages import CC25
+from crossloom.recipes.parts import TARGET, TEXT, train
 from crossloom.recipes.world import tiny
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
-
-#: CC25: gigabytes of text by language (arXiv 2001.08210, table 1).
-CC25 = {
-    "en": 300.8, "ru": 278.0, "vi": 137.3, "ja": 69.3, "de": 66.6, "ro": 61.4, "fr": 56.8,
-    "fi": 54.3, "ko": 54.2, "es": 53.3, "zh": 46.9, "it": 30.2, "nl": 29.3, "ar": 28.0,
-    "tr": 20.9, "hi": 20.2, "cs": 16.3, "lt": 13.7, "lv": 8.8, "kk": 6.4, "et": 6.1, "ne": 3.8,
-    "si": 3.6, "gu": 1.9, "my": 1.6,
-}  # fmt: skip
-#: Languages are read in proportion to their size to this power (section 2.1).
-ALPHA = 0.7
 
 
 def mbart() -> Recipe:
     """Multilingual BART (Liu et al. 2020), CC25: sentences moved, 35 % of the words as masks.
 
     Followed: section 2 of the paper and fairseq's ``multilingual_denoising`` and
-    ``examples/mbart``. Blocks of 512 units of documents in one language are read as
-    ``X </s> <language>`` with their sentences in any order and runs of Poisson(3.5) whole words
-    each shown as one mask, until 35 % of the words are hidden; the decoder says
-    ``<language> X </s>``. Encoder and decoder norm first, share their table of words and have
-    positions of their own, as in ``transformers``' form, into which a run can be exported
-    (``interop/mbart.py``). ``finetune translation`` goes on from it.
+    ``examples/mbart``. Languages are read in proportion to their text to the power 0.7. Blocks of
+    512 units of documents in one language are read as ``X </s> <language>`` with their sentences in
+    any order and runs of Poisson(3.5) whole words each shown as one mask, until 35 % of the words
+    are hidden; the decoder says ``<language> X </s>``. Encoder and decoder norm first, share their
+    table of words and have positions of their own, as in ``transformers``' form, into which a run
+    can be exported (``interop/mbart.py``). ``finetune translation`` goes on from it.
 
     Otherwise than there: sentences are found by their punctuation, and have no ``</s>`` of their
     own inside a piece of a document; what a document has beyond its last full block is joined with
     others of its language, where fairseq's block ends with its document. Dropout stays at 0.1;
     there it falls to 0.05 at half of the steps and to 0 at four fifths. Uncertain: warm-up, decay
-    and clipping (BART's clipping here). Shards are those of ``shards make cc100``, a folder for
-    each language.
+    and clipping (BART's clipping here).
 
     Parameters: 611.1 M (610.9 M in ``transformers``, which keeps no trained bias over words).
     """
     text = Text(
-        vocabulary="sentencepiece.bpe.model",
+        vocabulary="mbart-large-cc25/sentencepiece.bpe.model",
         layout="mbart",
         size=250_027,
         limit=512,
@@ -67,13 +56,13 @@ def mbart() -> Recipe:
         plan=_plan(layers=12, width=1024, heads=16),
         objectives={"denoise": replace(denoise(hide=MBART), transform=False)},
         mixture={
-            code: Component(
-                shards=f"cc100/{code}/train-*.tar",
-                reader=Blocks(languages=(code,), copies=(TARGET,)),
+            "documents": Component(
+                shards=train("cc100"),
+                reader=Blocks(copies=(TARGET,)),
+                languages=CC25,
+                alpha=0.7,
                 objectives=("denoise",),
-                weight=round(size**ALPHA, 3),
             )
-            for code, size in CC25.items()
         },
         # 128,000 units in a batch: 256 blocks, of which a stretch of 4,096 characters fills two
         steps=500_000,

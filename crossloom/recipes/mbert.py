@@ -7,7 +7,8 @@ from crossloom.objectives.match import Match
 from crossloom.objectives.presets import BERT
 from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.objectives.view import View
-from crossloom.recipes.parts import TEXT, bert_adam, bert_plan, bert_text, tiny_plan, train
+from crossloom.recipes.languages import WIKIPEDIAS
+from crossloom.recipes.parts import TEXT, bert_adam, bert_plan, mbert_text, tiny_plan, train
 from crossloom.recipes.world import tiny
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
@@ -29,16 +30,10 @@ def mbert() -> Recipe:
     178.6 M parameters, all of ``BertForPreTraining`` of that size.
     """
     view = View(name="passages", streams=(TEXT,), hide={TEXT: BERT})
-    text = bert_text(
-        limit=512,
-        vocabulary="bert-base-multilingual-cased/vocab.txt",
-        layout="wordpiece-cased",
-        size=119_547,
-    )
     return Recipe(
         name="mbert",
         data="shards",
-        modalities={TEXT: text},
+        modalities={TEXT: mbert_text(limit=512)},
         plan=bert_plan((TEXT,)),
         objectives={
             "mlm": Reconstruct(view=view, stream=TEXT, target="token", matched_only=False),
@@ -48,6 +43,8 @@ def mbert() -> Recipe:
             "documents": Component(
                 shards=train("wikipedia"),
                 reader=Following(mismatch=0.5),
+                languages=WIKIPEDIAS,
+                alpha=0.7,
                 objectives=("mlm", "next"),
             )
         },

@@ -11,8 +11,8 @@ meet in the text.
 
 - Before each step on captions there is one on Wikipedia, of the same size: here components of equal
   weight, one drawn for each step, and so twice as many steps in all.
-- Languages of Wikipedia are drawn there by their numbers of lines to the power of 0.7; here texts
-  are read as they are found, so that each language has its share of the text.
+- Languages of Wikipedia are drawn by the size of their texts to the power of 0.7: there in lines,
+  here in stretches of 1,024 characters.
 - Texts are lines there, cut at 66 units; here documents fill blocks of 66.
 - Not copied: captions are padded with id 0 there, which is ``<s>`` to XLM-R; texts alone are read
   beside an image of zeros.
@@ -26,6 +26,7 @@ from crossloom.data_pipelines.read import Blocks
 from crossloom.modalities.text import Text
 from crossloom.objectives.presets import mmlm
 from crossloom.recipes.controlled import controlled_uniter
+from crossloom.recipes.languages import WIKIPEDIAS
 from crossloom.recipes.parts import IMAGE, TEXT, butd, mbert_text, tiny_plan, train, xlm_r_text
 from crossloom.recipes.world import tiny
 from crossloom.training.recipe import Component, Recipe
@@ -90,7 +91,11 @@ def _recipe(name: str, text: Text) -> Recipe:
         mixture={
             **controlled.mixture,
             "texts": Component(
-                shards=train("wikipedia"), reader=Blocks(stretch=1024), objectives=("mmlm",)
+                shards=train("wikipedia"),
+                reader=Blocks(stretch=1024),
+                languages=WIKIPEDIAS,
+                alpha=0.7,
+                objectives=("mmlm",),
             ),
         },
         steps=2 * controlled.steps,

@@ -1,4 +1,4 @@
-"""What published vision-language systems have in common: BERT, region features, data sets."""
+"""What published systems have in common: texts, layers, optimisers, region features, data sets."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from crossloom.training.optim import Optim
 TEXT, IMAGE = "text", "image"
 #: Words, then what is seen: the two streams of most systems.
 STREAMS = (TEXT, IMAGE)
+#: What an encoder-decoder says, beside the text that it reads.
+TARGET = "target"
 
 
 def bert_text(*, limit: int, cased: bool = False, **changes: Any) -> Text:
@@ -55,8 +57,24 @@ def xlm_r_text(*, limit: int, **changes: Any) -> Text:
         changes: other fields of :class:`~crossloom.modalities.text.Text`.
     """
     text = Text(
-        vocabulary="sentencepiece.bpe.model", layout="xlm-r", size=250_002, limit=limit,
-        positions=514, offset=2, constant=True,
+        vocabulary="xlm-roberta-base/sentencepiece.bpe.model", layout="xlm-r", size=250_002,
+        limit=limit, positions=514, offset=2, constant=True,
+    )  # fmt: skip
+    return replace(text, **changes)
+
+
+def xlm_text(*, languages: tuple[str, ...], size: int, limit: int = 256, **changes: Any) -> Text:
+    """The text of XLM (Conneau & Lample 2019): byte pairs of words that Moses cuts, 512 positions.
+
+    Args:
+        languages: in the order of their embeddings.
+        size: of the vocabulary.
+        limit: most units of an example, specials included.
+        changes: other fields of :class:`~crossloom.modalities.text.Text`.
+    """
+    text = Text(
+        vocabulary="xlm/vocab.json", layout="xlm", size=size, limit=limit, positions=512,
+        languages=languages,
     )  # fmt: skip
     return replace(text, **changes)
 
@@ -90,11 +108,17 @@ def bert_adam(rate: float, *, clip: float = 1.0) -> Optim:
     return Optim(rate=rate, betas=(0.9, 0.999), epsilon=1e-6, decay=0.01, clip=clip)
 
 
+def xlm_adam(rate: float = 1e-4) -> Optim:
+    """XLM's optimiser: no decay, gradients cut at 5 (``facebookresearch/XLM``: ``train.py``)."""
+    return Optim(rate=rate, betas=(0.9, 0.98), epsilon=1e-8, decay=0.0, clip=5.0)
+
+
 def train(*sources: str) -> tuple[str, ...]:
     """The training shards of data sets, by the folders that conversions are written to.
 
     ``coco``, ``visual-genome``, ``conceptual-captions``, ``flickr30k``, ``vqa``, ``gqa`` are named
-    after their converters (docs/data.md); ``sbu`` is made as Conceptual Captions are.
+    after their converters (docs/data.md), as are ``wikipedia``, ``cc100`` and ``opus``; ``sbu`` is
+    made as Conceptual Captions are.
     """
     return tuple(f"{s}/train-*.tar" for s in sources)
 

@@ -58,7 +58,10 @@ def uc2() -> Recipe:
     heads, of which 750,006 are biases: each objective has its own, the code one for all.
     """
     names = Names(
-        names="classes.tsv", vocabulary="sentencepiece.bpe.model", layout="xlm-r", size=250_002
+        names="classes.tsv",
+        vocabulary="xlm-roberta-base/sentencepiece.bpe.model",
+        layout="xlm-r",
+        size=250_002,
     )
     regions = replace(REGIONS, by="unit")
     captions = Texts(languages=LANGUAGES)

@@ -9,9 +9,10 @@ from crossloom.data_pipelines.read import Parallel
 from crossloom.data_pipelines.reader import Reader
 from crossloom.models.plan import Plan
 from crossloom.objectives.presets import clmlm, clwr, mmlm, same_passages, tlm
-from crossloom.recipes.parts import TEXT, tiny_plan, train
+from crossloom.recipes.languages import XNLI
+from crossloom.recipes.parts import TEXT, tiny_plan, train, xlm_adam, xlm_text
 from crossloom.recipes.world import tiny
-from crossloom.recipes.xlm import LANGUAGES, streams, xlm_adam, xlm_plan, xlm_text
+from crossloom.recipes.xlm import streams, xlm_plan
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
 
@@ -38,8 +39,8 @@ def unicoder() -> Recipe:
     250.4 M parameters: XLM's published 249.1 M, three further biases of 95,000, W (2,048), and the
     classifier with its layer (1,051,650).
     """
-    pairs = Parallel(languages=LANGUAGES)
-    text = xlm_text(limit=256)
+    pairs = Parallel(languages=XNLI)
+    text = xlm_text(languages=XNLI, size=95_000, restart=True)
     text = replace(text, looks_at=SECOND, sees="words")
 
     def component(reader: Reader, objective: str) -> Component:
@@ -63,7 +64,7 @@ def unicoder() -> Recipe:
             "pairs": component(pairs, "tlm"),
             "recovery": component(replace(pairs, apart=True), "clwr"),
             "paraphrases": component(replace(pairs, mismatch=0.5), "same"),
-            "documents": component(Alternating(languages=LANGUAGES), "clmlm"),
+            "documents": component(Alternating(languages=XNLI), "clmlm"),
         },
         steps=100_000,
         examples=32,

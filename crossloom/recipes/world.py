@@ -51,7 +51,7 @@ def tiny(
         modalities={s: small(m) for s, m in recipe.modalities.items()},
         plan=replace(plan, dropout=0.0),
         mixture={
-            n: c if mixture is not None else replace(c, shards="train-*.tar", held="")
+            n: _balanced(c if mixture is not None else replace(c, shards="train-*.tar", held=""))
             for n, c in parts.items()
         },
         steps=steps,
@@ -66,6 +66,15 @@ def tiny(
         log_every=50,
         save_every=1000,
     )
+
+
+def _balanced(component: Component) -> Component:
+    """Without sampling by language: every sample of the world is in all its languages."""
+    if not component.languages:
+        return component
+    known = tuple(code for code in component.languages if code in LANGUAGES)
+    reader = replace(component.reader, languages=known)  # type: ignore[call-arg]
+    return replace(component, languages=(), alpha=1.0, reader=reader)
 
 
 def small_towers(*, causal: tuple[str, ...] = (), norm: Norm = "pre") -> Plan:

@@ -5,20 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from crossloom.data_pipelines.read import Blocks, Parallel
-from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
 from crossloom.models.presets import single_stream
 from crossloom.objectives.presets import clm, mmlm, tlm
-from crossloom.recipes.parts import TEXT, tiny_plan, train
+from crossloom.recipes.languages import XNLI
+from crossloom.recipes.parts import TEXT, tiny_plan, train, xlm_adam, xlm_text
 from crossloom.recipes.world import tiny
-from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
-
-#: Of XNLI.
-LANGUAGES = (
-    "ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh",
-)  # fmt: skip
 
 
 def xlm() -> Recipe:
@@ -28,20 +22,20 @@ def xlm() -> Recipe:
     ``src/trainer.py``, ``src/utils.py``. Documents of one language are laid end to end and cut at
     256 units; pairs of translations start at position 0 on either side, where the language's
     embedding changes too. The head is the table of words and a bias. Every step is of one task, as
-    many of MLM as of TLM. 64 devices with 32 streams each; languages and pairs are sampled by their
-    sentences to the power 0.7 (the code's option; the paper has 0.5 for the vocabulary).
+    many of MLM as of TLM. 64 devices with 32 streams each; languages are sampled by their text to
+    the power 0.7 (the code's option; the paper has 0.5 for the vocabulary).
 
-    Otherwise than there: a SentencePiece vocabulary of 95,000 ids stands in for byte pairs over
-    text that Moses cut into words, lower case without accents; ``</s>`` is never hidden, and random
-    words are never special ids; no frequent words are hidden more rarely (the code's default). The
-    number of steps is not published: training stopped where held-out perplexity did.
+    Otherwise than there: pairs of languages are met as often as they come; ``</s>`` is never
+    hidden, and random words are never special ids; no frequent words are hidden more rarely (the
+    code's default). The number of steps is not published: training stopped where held-out
+    perplexity did.
 
     249.2 M parameters: those of the published model, and a bias of 95,000 for TLM's own head.
     """
     return Recipe(
         name="xlm",
         data="shards",
-        modalities={TEXT: xlm_text(limit=256)},
+        modalities={TEXT: xlm_text(languages=XNLI, size=95_000, restart=True)},
         plan=xlm_plan(),
         objectives={
             "mmlm": replace(mmlm(), transform=False),
@@ -50,7 +44,7 @@ def xlm() -> Recipe:
         mixture={
             "streams": streams("mmlm"),
             "pairs": Component(
-                shards=train("opus"), reader=Parallel(languages=LANGUAGES), objectives=("tlm",)
+                shards=train("opus"), reader=Parallel(languages=XNLI), objectives=("tlm",)
             ),
         },
         steps=500_000,
@@ -77,7 +71,7 @@ def xlm_clm() -> Recipe:
     return replace(
         recipe,
         name="xlm-clm",
-        modalities={TEXT: xlm_text(limit=256, languages=languages, size=64_139)},
+        modalities={TEXT: xlm_text(languages=languages, size=64_139, restart=True)},
         plan=xlm_plan(layers=6),
         objectives={"clm": replace(clm(), transform=False)},
         mixture={"streams": streams("clm", languages)},
@@ -97,35 +91,18 @@ def xlm_clm_tiny() -> Recipe:
     return tiny(xlm_clm(), tiny_plan((TEXT,)))
 
 
-def xlm_text(*, limit: int, languages: tuple[str, ...] = LANGUAGES, size: int = 95_000) -> Text:
-    """The text of XLM: 512 positions that restart with the second passage, a row for a language.
-
-    Args:
-        limit: most units of an example, specials included.
-        languages: in the order of their rows.
-        size: of the vocabulary.
-    """
-    return Text(
-        vocabulary="xlm/tokenizer.model", size=size, limit=limit, positions=512,
-        languages=languages, restart=True,
-    )  # fmt: skip
-
-
 def xlm_plan(*, layers: int = 12) -> Plan:
     """XLM's layers over text: as BERT's, 1,024 wide with 8 heads."""
     plan = single_stream((TEXT,), layers=layers, width=1024, heads=8)
     return replace(plan, epsilon=1e-12)
 
 
-def xlm_adam(rate: float = 1e-4) -> Optim:
-    """The optimiser of XLM's commands."""
-    return Optim(rate=rate, betas=(0.9, 0.98), epsilon=1e-8, decay=0.0, clip=5.0)
-
-
-def streams(objective: str, languages: tuple[str, ...] = LANGUAGES) -> Component:
+def streams(objective: str, languages: tuple[str, ...] = XNLI) -> Component:
     """Wikipedias laid end to end: 1,024 characters are about one block of 256 units."""
     return Component(
         shards=train("wikipedia"),
-        reader=Blocks(languages=languages, stretch=1024),
+        reader=Blocks(stretch=1024),
+        languages=languages,
+        alpha=0.7,
         objectives=(objective,),
     )

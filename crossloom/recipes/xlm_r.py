@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from crossloom.data_pipelines.read import Blocks
-from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
 from crossloom.objectives.presets import mmlm
-from crossloom.recipes.parts import TEXT, bert_plan, tiny_plan, train
+from crossloom.recipes.languages import CC100
+from crossloom.recipes.parts import TEXT, bert_plan, tiny_plan, train, xlm_r_text
 from crossloom.recipes.world import tiny
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
@@ -43,27 +43,18 @@ def xlm_r_tiny() -> Recipe:
     return tiny(xlm_r(), tiny_plan((TEXT,)))
 
 
-def xlm_r_text(*, limit: int = 512) -> Text:
-    """The text of XLM-R: 250,002 ids, positions from row 2, one passage type.
-
-    Args:
-        limit: most units of an example, specials included.
-    """
-    return Text(
-        vocabulary="xlm-roberta/sentencepiece.bpe.model", layout="xlm-r", size=250_002,
-        limit=limit, positions=514, offset=2, constant=True,
-    )  # fmt: skip
-
-
 def _recipe(name: str, plan: Plan, *, rate: float, warmup: int) -> Recipe:
     return Recipe(
         name=name,
         data="shards",
-        modalities={TEXT: xlm_r_text()},
+        modalities={TEXT: xlm_r_text(limit=512)},
         plan=replace(plan, epsilon=1e-5),
         objectives={"mmlm": mmlm()},
         mixture={
-            "documents": Component(shards=train("cc100"), reader=Blocks(), objectives=("mmlm",))
+            "documents": Component(
+                shards=train("cc100"), reader=Blocks(), languages=CC100, alpha=0.3,
+                objectives=("mmlm",),
+            )
         },
         steps=1_500_000,
         examples=32,
@@ -71,4 +62,4 @@ def _recipe(name: str, plan: Plan, *, rate: float, warmup: int) -> Recipe:
         optim=Optim(rate=rate, betas=(0.9, 0.98), epsilon=1e-6, decay=0.01, clip=0.0),
         schedule=Schedule(shape="linear", warmup=warmup),
         precision="bf16",
-    )
+    )  # fmt: skip

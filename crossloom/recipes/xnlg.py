@@ -8,16 +8,12 @@ from crossloom.data_pipelines.read import Blocks, Parallel, Texts
 from crossloom.models.plan import Plan
 from crossloom.models.presets import encoder_decoder, single_stream
 from crossloom.objectives.presets import dae, mmlm, tlm, xae
-from crossloom.recipes.parts import TEXT, train
-from crossloom.recipes.said import TARGET, xlm_adam, xlm_text
+from crossloom.recipes.languages import XNLI
+from crossloom.recipes.parts import TARGET, TEXT, train, xlm_adam, xlm_text
 from crossloom.recipes.world import tiny
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
 
-#: Of XLM-15, whose released model is the first stage of the released XNLG.
-LANGUAGES = (
-    "ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh",
-)  # fmt: skip
 SAID = ("en", "fr", "zh")
 PAIRS = ("en-fr", "fr-en", "en-zh", "zh-en")
 #: Member that a translation is in, and the copy of a text that its own decoder says.
@@ -32,8 +28,7 @@ def xnlg_encoder() -> Recipe:
     sequence in which positions begin anew. The released models start from XLM's for 15 languages,
     of 12 layers, of which the second stage takes the first ten.
 
-    Otherwise than there: SentencePiece's 95,000 pieces for byte pairs after Moses; the paper's
-    number of steps is not told.
+    Uncertain: the number of steps, which the paper does not tell.
 
     Parameters: 249.2 M: 95,000 words (97.3 M), 512 positions and 15 languages (0.5 M), twelve
     layers (151.2 M), a norm and a bias over words for each objective.
@@ -43,7 +38,7 @@ def xnlg_encoder() -> Recipe:
         name="xnlg-encoder",
         data="shards",
         modalities={
-            TEXT: xlm_text(size=95_000, limit=256, languages=LANGUAGES, restart=True),
+            TEXT: xlm_text(languages=XNLI, size=95_000, restart=True),
         },
         plan=_encoder(layers=12, width=1024, heads=8),
         objectives={
@@ -60,7 +55,7 @@ def xnlg_encoder() -> Recipe:
         examples=32,
         micro=4,
         optim=xlm_adam(1e-4),
-        schedule=Schedule(shape="linear", warmup=4000),
+        schedule=Schedule(shape="inverse_sqrt", warmup=4000),
         precision="bf16",
     )
 
@@ -79,7 +74,7 @@ def xnlg() -> Recipe:
 
     Parameters: 422.6 M: the encoder's (223.8 M, of which none is trained) and the decoder's.
     """
-    text = xlm_text(size=95_000, limit=256, languages=LANGUAGES)
+    text = xlm_text(languages=XNLI, size=95_000)
     said = Texts(languages=SAID, copies=(SECOND,))
     return Recipe(
         name="xnlg",
@@ -103,7 +98,7 @@ def xnlg() -> Recipe:
         examples=16,
         micro=4,
         optim=replace(xlm_adam(1e-4), factors=frozen(encoder_layers=10)),
-        schedule=Schedule(shape="linear", warmup=4000),
+        schedule=Schedule(shape="inverse_sqrt", warmup=4000),
         precision="bf16",
     )
 
