@@ -40,12 +40,25 @@ def _siglip(count: int) -> State:
     )
 
 
+def _xlm_r(test: str, **differences: int) -> State:
+    """A system that goes on from XLM-R base, by what it has beside."""
+    return _formulas(
+        test,
+        published=278_295_186,
+        source="XLM-R in transformers",
+        differences={name.replace("_", " "): n for name, n in differences.items()},
+    )
+
+
 _CONTROLLED = State(
     shown="the five differ in plan and regions alone, as configured in VOLTA",
     tests=("unit/recipes/test_dual_stream.py",),
 )
 
 STATES: Mapping[str, State] = {
+    "alm": _formulas(
+        "test_cross_lingual_encoders", published=249_071_384, source="XLM in transformers"
+    ),
     "b2t2": _formulas(
         "test_b2t2",
         published=338_324_284,
@@ -59,12 +72,40 @@ STATES: Mapping[str, State] = {
     "controlled-vilbert": _CONTROLLED,
     "controlled-visualbert": _CONTROLLED,
     "controlled-vl-bert": _CONTROLLED,
+    "ernie-m": _xlm_r("test_from_xlm_r", biases_of_four_heads=1_000_008),
+    "hictl": _xlm_r("test_from_xlm_r", a_bias_of_translations=250_002),
     "imagebert": State(shown=_RULES, tests=("unit/recipes/test_single_stream.py",)),
+    "infoxlm": _xlm_r(
+        "test_from_xlm_r",
+        a_bias_of_translations=250_002,
+        matrices_of_the_contrast=1_179_648,
+        slow_copies_of_the_embedding_and_8_layers=249_101_568,
+    ),
     "lxmert": _parity(
         "transformers",
         "parity/test_lxmert.py",
         "unit/recipes/test_dual_stream.py",
         published=228_051_752,
+        source="transformers",
+    ),
+    "m3p": _formulas("test_many_languages"),
+    "mass": State(
+        shown="segments, rates and what the decoder reads, as in the code",
+        tests=("unit/recipes/test_said.py", "parity/test_sizes.py"),
+    ),
+    "mbart": _parity(
+        "transformers",
+        "parity/test_mbart.py",
+        "parity/test_sizes.py",
+        published=610_851_840,
+        source="transformers",
+        differences={"a trained bias over words": 250_027},
+    ),
+    "mbert": _parity(
+        "transformers",
+        "parity/test_mbert.py",
+        "unit/recipes/test_cross_lingual_encoders.py",
+        published=178_566_653,
         source="transformers",
     ),
     "multilingual-clip": _parity(
@@ -78,6 +119,11 @@ STATES: Mapping[str, State] = {
             "a row of segments of XLM-R": -768,
         },
     ),
+    "multilingual-clip-distilled": State(
+        shown="teacher's vectors regressed, the distance written out",
+        tests=("unit/objectives/test_regress.py", "parity/test_sizes.py"),
+    ),
+    "muniter": _formulas("test_many_languages"),
     "oscar": _formulas(
         "test_oscar", published=111_684_668, source="modules of the code", differences=_BIAS
     ),
@@ -101,6 +147,13 @@ STATES: Mapping[str, State] = {
         published=250_044_029,
         source="modules of the code",
         differences=_Q_DENSE,
+    ),
+    "uc2": _formulas("test_many_languages"),
+    "unicoder": _formulas(
+        "test_cross_lingual_encoders",
+        published=249_071_384,
+        source="XLM in transformers",
+        differences={"three biases": 285_000, "W": 2048, "classifier": 1_051_650},
     ),
     "unicoder-vl": State(shown=_RULES, tests=("unit/recipes/test_single_stream.py",)),
     "uniter": _formulas(
@@ -173,6 +226,41 @@ STATES: Mapping[str, State] = {
         },
     ),
     "xgpt": _formulas("test_said_seen_heard"),
+    "xlm": _parity(
+        "transformers",
+        "parity/test_xlm.py",
+        "parity/test_sizes.py",
+        "unit/recipes/test_cross_lingual_encoders.py",
+        published=249_071_384,
+        source="transformers",
+        differences={"a bias of translations": 95_000},
+    ),
+    "xlm-clm": _parity(
+        "transformers",
+        "parity/test_xlm.py",
+        "unit/recipes/test_cross_lingual_encoders.py",
+        published=141_848_203,
+        source="transformers",
+    ),
+    "xlm-r": _parity(
+        "transformers",
+        "parity/test_xlm_r.py",
+        "parity/test_sizes.py",
+        published=278_295_186,
+        source="transformers",
+    ),
+    "xlm-r-large": _parity(
+        "transformers", "parity/test_sizes.py", published=560_142_482, source="transformers"
+    ),
+    "xnlg": State(
+        shown="noise, what is frozen and what is taken over, as in the code",
+        tests=("unit/recipes/test_said.py", "parity/test_sizes.py"),
+    ),
+    "xnlg-encoder": State(
+        shown="parts counted as its configuration says",
+        tests=("unit/recipes/test_said.py", "parity/test_sizes.py"),
+    ),
+    "xuniter": _formulas("test_many_languages"),
 }
 
 _TINY = State(
