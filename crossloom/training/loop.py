@@ -36,8 +36,8 @@ from crossloom.training.run import (
     make_stack,
     prepare_folder,
 )
+from crossloom.training.saver import Saver
 from crossloom.training.start import start
-from crossloom.training.torch_engine import TorchEngine
 
 
 @dataclass(frozen=True)
@@ -95,17 +95,22 @@ def train(
     """
     recipe = recipe.located()
     folder = out / "checkpoints"
-    latest, refused = checkpoint.newest(folder)
+    latest, refused = environment.told(lambda: checkpoint.newest(folder))
     if latest and not resume:
         raise RecipeError(f"{out}: holds a run already; add --resume, or choose another --out")
-    found = checkpoint.load(latest) if latest else None
+    if refused and not latest:
+        raise RecipeError(f"{refused[0]}; remove {folder} to begin anew")
+    found = checkpoint.Checkpoint(latest) if latest else None
     if found and (out / RECIPE).is_file():
         recipe = continued(recipe, from_yaml(out / RECIPE), found.step)
     shares = Shares(recipe.micro, environment.rank, environment.world, recipe.fused)
     model = make_model(recipe)
     stack = make_stack(recipe)
     started = start(model, recipe) if recipe.start and not found else None
-    engine: Engine = TorchEngine(model, recipe, environment)
+    try:
+        engine = Engine(model, recipe, environment)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     first, before = 0, dict[str, str]()
     badness = Badness(recipe, stack.defects)
     if latest and found:
@@ -113,6 +118,7 @@ def train(
         _restore(found, str(latest), engine, recipe, badness, environment.main)
     if environment.main:
         prepare_folder(out, recipe)
+        checkpoint.tidy(folder)
         Quarantine.prepare(out, first, stack.defects)
         if started:
             started.save(out / "start.json")
@@ -130,7 +136,8 @@ def train(
             print(f"{name}: a live stream, read as it comes: a resumed run is approximate, it "
                   "goes on with whatever comes then")  # fmt: skip
     environment.barrier()
-    run = _Run(recipe, out, environment, model, engine, badness, stack.fingerprints())
+    saver = Saver(folder, environment, keep=recipe.keep, keep_every=recipe.keep_every)
+    run = _Run(recipe, out, environment, model, engine, badness, saver, stack.fingerprints())
     run.measured = list(found.notes.get("held", [])) if found else []
     with Stop() as stop:
         try:
@@ -151,9 +158,8 @@ def _restore(
 ) -> None:
     check_identities(recipe, found.notes.get("identities", {}), str(Path(path).parent.parent))
     try:
-        engine.model.load_state_dict(found.weights)
-        engine.load_state(found.state)
-    except (RuntimeError, ValueError) as error:
+        engine.load(found)
+    except ValueError as error:
         raise RecipeError(f"{path}: does not fit the recipe ({error})") from None
     badness.total, badness.seen = found.notes.get("bad", 0), found.notes.get("seen", 0)
     badness.in_a_row = found.notes.get("in_a_row", 0)
@@ -169,6 +175,7 @@ class _Run:
     model: CrossloomModel
     engine: Engine
     badness: Badness
+    saver: Saver
     data: dict[str, str]
     measured: list[dict[str, float]] = field(default_factory=list)
     """Held-out losses by component, of each measurement so far: what a pace follows."""
@@ -205,6 +212,7 @@ class _Run:
                 counts,
                 steps=1,
                 waiting=waited,
+                saving=self.saver.seconds(),
                 examples=sum(len(b.keys) for b in mine),
                 units=sum(b.units for b in mine),
                 bad=sum(len(b.defects) for b in mine),
@@ -230,8 +238,11 @@ class _Run:
                 break
         if journal:
             journal.close()
+        self.saver.finish()
+        if step > first:
+            self._check_saved(step)
         if environment.main and step == recipe.steps:
-            self._finish()
+            self._finish(step)
         environment.barrier()
         return report
 
@@ -274,9 +285,10 @@ class _Run:
         """
         names = list(self.recipe.objectives)
         local = [sum(b.counts[n] for b in batches) for n in names]
-        mine = [*local, float(stop.asked), *self.badness.pending()]
-        *total, asked, bad, seen, ended = self.environment.total(mine)
+        mine = [*local, float(stop.asked), *self.badness.pending(), *self.saver.pending()]
+        *total, asked, bad, seen, ended, written, failed = self.environment.total(mine)
         self.badness.settle(bad, seen, ended)
+        self.saver.settle(written, failed)
         return dict(zip(names, total, strict=True)), asked > 0
 
     def _report(
@@ -289,6 +301,7 @@ class _Run:
         )
         top = peak(self.environment.device)
         kinds = self._kinds()
+        report["saves_failed"] = float(self.saver.failed)
         report["bad_total"] = float(sum(kinds.values()))
         report |= {f"bad/{kind}": float(n) for kind, n in kinds.items()}
         if top:
@@ -317,8 +330,6 @@ class _Run:
 
     def _save(self, step: int) -> None:
         kinds = self.environment.gather(dict(self.badness.kinds))
-        if not self.environment.main:
-            return
         notes = {
             "identities": identities(self.recipe),
             "bad": self.badness.total,
@@ -328,31 +339,21 @@ class _Run:
             "data": self.data,
             "held": self.measured,
         }
-        try:
-            checkpoint.save(
-                self.out / "checkpoints",
-                step,
-                self.model.state_dict(),
-                self.engine.state(),
-                notes,
-                self.recipe.keep,
-            )
-        except OSError as error:
-            raise RunError(
-                f"{self.out}: the checkpoint of step {step} cannot be written ({error.strerror}); "
-                "earlier ones are intact; make room and add --resume"
-            ) from None
+        self.saver.begin(step, self.engine.state(), notes)
 
-    def _finish(self) -> None:
+    def _check_saved(self, step: int) -> None:
+        """Raise RunError, on all processes, where the run's last state is not on disk."""
+        path = checkpoint.folder_of(self.out / "checkpoints", step)
+        reason = self.environment.told(lambda: None if path.is_dir() else self.saver.reason)
+        if reason is not None:
+            raise RunError(
+                f"{self.out}: the checkpoint of step {step} cannot be written ({reason}); "
+                "earlier ones are intact; make room and add --resume"
+            )
+
+    def _finish(self, step: int) -> None:
         """Final weights (the moving average, when there is one) beside the recipe."""
         from safetensors.torch import save
 
-        weights = dict(self.model.state_dict())
-        averaged = {
-            k.removeprefix("ema/"): v
-            for k, v in self.engine.state().items()
-            if k.startswith("ema/")
-        }
-        weights |= averaged
-        data = save({k: v.detach().cpu().contiguous() for k, v in weights.items()})
-        checkpoint.write_atomically(self.out / WEIGHTS, data)
+        last = checkpoint.Checkpoint(checkpoint.folder_of(self.out / "checkpoints", step))
+        checkpoint.write_atomically(self.out / WEIGHTS, save(last.weights | last.under("ema")))

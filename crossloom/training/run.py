@@ -141,7 +141,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Path]:
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file() and path.is_dir():
         newest, _ = checkpoint.newest(path / "checkpoints")
-        file = newest / WEIGHTS if newest else file
+        if newest:
+            return checkpoint.Checkpoint(newest).weights, newest
     if not file.is_file():
         raise RecipeError(f"{path}: no weights there; give a run directory or a .safetensors file")
     return load_file(file), file

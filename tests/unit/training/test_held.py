@@ -8,13 +8,13 @@ import torch
 from crossloom.data_pipelines.loader import Shares
 from crossloom.testing.processes import run_ranks
 from crossloom.testing.recipes import tiny_recipe
+from crossloom.training.engine import Engine
 from crossloom.training.environment import start
 from crossloom.training.held import Held, paced
 from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
 from crossloom.training.recipe import Pace, from_yaml
 from crossloom.training.run import make_model
-from crossloom.training.torch_engine import TorchEngine
 
 CPU = start("cpu")
 
@@ -32,7 +32,7 @@ def curve(folder):
 
 def test_losses_are_the_models_own_on_the_held_shards(world):
     recipe = with_held(world)
-    engine = TorchEngine(make_model(recipe.located()), recipe, CPU)
+    engine = Engine(make_model(recipe.located()), recipe, CPU)
     held = Held(recipe.located(), Shares(recipe.micro), CPU)
     found = held.measure(engine, lambda _: None)
     assert set(found) == {"captions", "translations"}
