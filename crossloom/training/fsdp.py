@@ -47,9 +47,7 @@ class Fsdp(Backend):
         slow = model.slow.fusion.apart() if model.slow is not None else []
         for layer in (*model.fusion.apart(), *slow):
             fully_shard(layer, mp_policy=layers)
-        # scalars (a contrast's scale) cannot be in parts
-        lone = {p for p in model.parameters() if p.dim() == 0}
-        fully_shard(model, mp_policy=rest, ignored_params=lone)
+        fully_shard(model, mp_policy=rest)
         return Sharded(model, model, recipe)
 
 
@@ -66,18 +64,12 @@ class Sharded(Whole):
         yield
 
     def clip(self) -> Tensor:
-        """By the norm over all parts; scalars, which every process has, are counted once."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        whole = [g for g in gradients if not _parted(g)]
-        parts = [local(g) for g in gradients if _parted(g)]
-        for gradient in whole:
-            dist.all_reduce(gradient)
-            gradient.div_(dist.get_world_size())
-        square = torch.stack([g.square().sum() for g in parts]).sum()
+        """By the norm over all parts."""
+        gradients = [local(p.grad) for p in self.model.parameters() if p.grad is not None]
+        square = torch.stack([g.square().sum() for g in gradients]).sum()
         dist.all_reduce(square)
-        norm = torch.stack([square, *(g.square() for g in whole)]).sum().sqrt()
-        scale = (self.limit / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_([*whole, *parts], scale)
+        norm = square.sqrt()
+        torch._foreach_mul_(gradients, (self.limit / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
     def rest(self) -> None:
@@ -90,21 +82,13 @@ class Sharded(Whole):
 
     def piece(self, parameter: nn.Parameter) -> Piece:
         """The rows that are here; their place follows from the order of processes."""
-        if not _parted(parameter):
-            return Piece.whole(parameter)
         rows, world = parameter.shape[0], dist.get_world_size()
         first = min(dist.get_rank() * -(-rows // world), rows)
         start = first * (parameter.numel() // rows)
         return Piece(local(parameter).view(-1), tuple(parameter.shape), start)
 
 
-def _parted(tensor: Tensor) -> bool:
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
-
-
 def local(tensor: Any) -> Tensor:
     """What of a tensor is on this process."""
-    tensor = tensor.detach()
-    return tensor.to_local() if _parted(tensor) else tensor
+    part: Tensor = tensor.detach().to_local()
+    return part

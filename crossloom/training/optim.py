@@ -62,17 +62,16 @@ def make_optimiser(model: nn.Module, spec: Optim) -> torch.optim.Optimizer:
     """
     names = [n for n, _ in model.named_parameters()]
     layers = 1 + max((int(x.group(1)) for n in names if (x := _LAYER.match(n))), default=-1)
-    # parameters in parts and whole ones are stepped apart
-    groups: dict[tuple[float, bool, type], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (spec.factor(name, layers), parameter.dim() > 1, type(parameter.data))
+            key = (spec.factor(name, layers), parameter.dim() > 1)
             groups.setdefault(key, []).append(parameter)
     if not groups:
         raise ValueError("optim.factors freezes every parameter; nothing is left to train")
     settings: list[dict[str, Any]] = [
         {"params": p, "factor": factor, "weight_decay": spec.decay if decayed else 0.0}
-        for (factor, decayed, _), p in groups.items()
+        for (factor, decayed), p in groups.items()
     ]
     if spec.kind == "lamb":
         return Lamb(settings, spec.rate, spec.betas, spec.epsilon)
@@ -117,7 +116,7 @@ class Lamb(torch.optim.Optimizer):
             updates.append(update.add_(weight, alpha=group["weight_decay"]))
             weights.append(weight)
         squares = torch.stack([x.square().sum() for x in (*weights, *updates)])
-        if hasattr(parameters[0].data, "to_local"):  # a group is in parts, or it is not
+        if hasattr(parameters[0].data, "to_local"):
             torch.distributed.all_reduce(squares)
         lengths, steps = squares.sqrt().chunk(2)
         known = (lengths > 0) & (steps > 0)

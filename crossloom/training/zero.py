@@ -56,6 +56,10 @@ class DeepSpeed(Backend):
                 "optim.kind: lamb needs whole parameters, which ZeRO lays end to end; use engine "
                 "ddp or fsdp, or stage 0"
             )
+        if scalars := [n for n, p in model.named_parameters() if p.dim() == 0]:
+            raise ValueError(
+                f"engine: deepspeed cannot have {scalars[0]}, a scalar; make it a vector of one"
+            )
         kind = {0: Zero, 1: Stretches, 2: Stretches, 3: Parts}[self.stage]
         return kind(model, recipe, environment, self)
 
@@ -91,6 +95,9 @@ class Zero(Whole):
         from deepspeed.utils import logger
 
         logger.setLevel(logging.WARNING)
+        # on CPUs DeepSpeed would compile an extension at the first start, for minutes, and a
+        # process killed meanwhile would leave a lock behind that stops all later ones; gloo does
+        deepspeed.ops.__compatible_ops__.pop("deepspeed_shm_comm", None)
         if not dist.is_initialized():
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         super().__init__(model, model, recipe)
