@@ -242,6 +242,8 @@ class Checkpoint:
             if first <= have < min(last, end):
                 found.append(file.get_slice(name)[have - first : min(last, end) - first])
                 have = min(last, end)
+        if start == end:
+            return torch.zeros(0)
         if have < end:
             raise CheckpointError(f"{self.path}: {name} lacks what lies from {have} to {end}")
         return torch.cat(found) if len(found) != 1 else found[0]
