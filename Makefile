@@ -5,7 +5,7 @@ BIN := .venv/bin
 # threads of one test process: tests run two at a time
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore
 
-.PHONY: demo test slow lint docs clean
+.PHONY: demo test slow engines lint docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed-base
@@ -16,6 +16,9 @@ test: .venv/.installed-dev
 
 slow: .venv/.installed-dev
 	$(TEST_ENV) $(BIN)/pytest -m slow
+
+engines: .venv/.installed-dev
+	$(TEST_ENV) $(BIN)/pytest -m "slow or not slow" tests/distributed/test_engines.py
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

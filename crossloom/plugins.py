@@ -1,8 +1,9 @@
-"""Finding modalities, objectives, sources, tasks and recipes, built-in or not, by name.
+"""Finding modalities, objectives, sources, tasks, engines and recipes, built-in or not, by name.
 
 Everything is found through entry points (groups ``crossloom.modality``, ``crossloom.objective``,
-``crossloom.source``, ``crossloom.task``, ``crossloom.recipe``); crossloom's own parts are declared
-in its ``pyproject.toml`` like anybody else's. A name may also be ``module:attribute``.
+``crossloom.source``, ``crossloom.task``, ``crossloom.engine``, ``crossloom.recipe``); crossloom's
+own parts are declared in its ``pyproject.toml`` like anybody else's. A name may also be
+``module:attribute``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, get_args
 
-Family = Literal["modality", "objective", "source", "task", "recipe"]
+Family = Literal["modality", "objective", "source", "task", "engine", "recipe"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from crossloom.interop.rules import Rule, both, pixels, read_all, same, write_all
+from crossloom.interop.rules import Rule, both, pixels, read_all, same, scalar, write_all
 from crossloom.interop.towers import (
     ACTIVATIONS,
     IMAGE,
@@ -212,5 +212,5 @@ def _rules(found: Parts, plan: Plan) -> list[Rule]:
         *both(f"fusion.last.{found.images}", "vision_model.post_layernorm"),
         same(f"{head}.project.{found.texts}.weight", "text_projection.weight"),
         same(f"{head}.project.{found.images}.weight", "visual_projection.weight"),
-        same(f"{head}.scale", "logit_scale"),
+        scalar(f"{head}.scale", "logit_scale"),
     ]

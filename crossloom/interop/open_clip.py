@@ -16,7 +16,17 @@ from typing import Any
 from torch import Tensor
 
 from crossloom.interop.clip import OPTIM, clip_contrast, clip_patches, clip_text, fits
-from crossloom.interop.rules import Rule, both, parted, pixels, read_all, same, turned, write_all
+from crossloom.interop.rules import (
+    Rule,
+    both,
+    parted,
+    pixels,
+    read_all,
+    same,
+    scalar,
+    turned,
+    write_all,
+)
 from crossloom.interop.towers import (
     IMAGE,
     TEXT,
@@ -166,7 +176,7 @@ def _rules(found: Parts, plan: Plan) -> list[Rule]:
         ),
         *both(f"fusion.last.{found.images}", "visual.ln_post"),
         turned(f"{head}.project.{found.images}.weight", "visual.proj"),
-        same(f"{head}.scale", "logit_scale"),
+        scalar(f"{head}.scale", "logit_scale"),
     ]
 
 

@@ -133,6 +133,11 @@ def wrapped(ours: str, theirs: str, leading: int = 1) -> Rule:
     return Rule((ours,), (theirs,), lambda x: [x[0].reshape(x[0].shape[leading:])], write)
 
 
+def scalar(ours: str, theirs: str) -> Rule:
+    """One number, which we keep as a vector of one element."""
+    return Rule((ours,), (theirs,), lambda x: [x[0].reshape(1)], lambda x: [x[0].reshape(())])
+
+
 def pixels(ours: str, theirs: str, patch: int) -> Rule:
     """A convolution over patches ``[width, 3, patch, patch]``; ours reads channels last."""
 

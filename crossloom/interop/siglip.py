@@ -205,8 +205,8 @@ def _rules(found: Parts, plan: Plan) -> list[Rule]:
         *layers(plan, found.images, projected("vision_model.encoder.layers")),
         *both(f"fusion.last.{found.images}", "vision_model.post_layernorm"),
         *_probe(f"{head}.summary.{found.images}.probe", "vision_model.head"),
-        wrapped(f"{head}.scale", "logit_scale"),
-        wrapped(f"{head}.bias", "logit_bias"),
+        same(f"{head}.scale", "logit_scale"),
+        same(f"{head}.bias", "logit_bias"),
     ]
 
 

@@ -229,6 +229,10 @@ class FusionLayer(nn.Module):
             kind = AttendBlock if isinstance(spec, Attend) else FeedBlock
             self.blocks.append(kind(plan, (number, place), holder))
 
+    def owns(self, block: Any) -> bool:
+        """Whether a block is one of this layer's."""
+        return any(block is b for b in self.blocks)
+
     def forward(self, states: States, layout: Layout) -> States:
         """Block after block."""
         for block in self.blocks:
@@ -250,7 +254,8 @@ class Fusion(nn.Module):
         self.last = nn.ModuleDict({self.closing[s]: _norm(plan)(w) for s, w in widths.items()})
         #: after how many layers a stream's last norm comes
         self.after = {s: plan.settled[s] + 1 for s in widths}
-        self.checkpointing = False  #: recompute each layer's activations in backward
+        #: every so-many-th layer keeps no activations, and computes them again in the backward pass
+        self.recompute = 0
 
     def forward(
         self,
@@ -274,7 +279,7 @@ class Fusion(nn.Module):
         layout = layout or Layout(view, record)
         states = self._settle(states, 0)
         for number, layer in enumerate(self.layers, 1):
-            if self.checkpointing and self.training:
+            if self.training and self.recompute and number % self.recompute == 0:
                 states = checkpoint(layer, states, layout, use_reentrant=False)
             else:
                 states = layer(states, layout)
@@ -284,6 +289,18 @@ class Fusion(nn.Module):
             if number == depth:
                 break
         return _linked(states) if self.training else states
+
+    def apart(self) -> list[nn.Module]:
+        """Layers that have weights of their own and lend none: what can be sharded by itself."""
+        every = [layer for layer in self.layers if isinstance(layer, FusionLayer)]
+        homes = [(layer, b.weights) for layer in every for b in layer.blocks]
+        lent = {id(home) for layer, home in homes if not layer.owns(home)}
+        return [
+            layer
+            for layer in every
+            if next(layer.parameters(), None) is not None
+            and not lent & {id(b) for b in layer.blocks}
+        ]
 
     def _settle(self, states: States, layers: int) -> States:
         """The last norm of the streams that no layer changes after so many."""

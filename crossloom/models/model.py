@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -179,10 +179,14 @@ class CrossloomModel(nn.Module):
         embedders = self._embedders(self.embed)
         return encode(embedders, self.fusion, view, record=record, layout=layout, layers=layers)
 
-    def settle(self) -> None:
-        """What follows each optimiser step: slow copies move on, queues take in what was made."""
+    def settle(self, local: Callable[[nn.Parameter], Tensor] = Tensor.detach) -> None:
+        """What follows each optimiser step: slow copies move on, queues take in what was made.
+
+        Args:
+            local: what of a parameter this process holds, where they are sharded.
+        """
         if self.slow is not None:
-            follow(self._pairs(), self.slow.momentum)
+            follow(self._pairs(), self.slow.momentum, local)
         for head in self._heads():
             head.settle()
 

@@ -8,10 +8,10 @@ per optimiser step, and are part of the model's weights, so they are saved and r
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from crossloom.models.fusion import Fusion
 
@@ -53,18 +53,24 @@ class Slow(nn.Module):
 
 
 @torch.no_grad()
-def follow(pairs: Iterable[tuple[nn.Module, nn.Module]], momentum: float) -> None:
+def follow(
+    pairs: Iterable[tuple[nn.Module, nn.Module]],
+    momentum: float,
+    local: Callable[[nn.Parameter], Tensor] = torch.Tensor.detach,
+) -> None:
     """Move slow parameters towards those they follow: ``momentum * slow + (1 - momentum) * fast``.
 
     Args:
         pairs: slow module, and the module it was copied from.
         momentum: 0 copies, 1 stands still.
+        local: what of a parameter this process holds; the same stretch of both of a pair.
     """
     # by the slow parameter, so that one that several layers share moves once
     both = {
-        s: f.detach()
+        s: f
         for slow, fast in pairs
         for s, f in zip(slow.parameters(), fast.parameters(), strict=True)
     }
     if both:
-        torch._foreach_lerp_(list(both), list(both.values()), 1 - momentum)
+        fast = [local(f) for f in both.values()]
+        torch._foreach_lerp_([local(s) for s in both], fast, 1 - momentum)

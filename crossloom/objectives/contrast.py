@@ -166,13 +166,14 @@ class ContrastHead(Head):
         )
         self.layer, self.cosine, self.wait = spec.layer, spec.cosine, spec.wait
         self.scale: Tensor
-        start = torch.tensor(math.log(1 / spec.temperature))
+        # of one element each: engines that shard parameters have no place for scalars
+        start = torch.tensor([math.log(1 / spec.temperature)])
         if spec.learned:
             self.scale = nn.Parameter(start)
         else:
             self.register_buffer("scale", start)
         # SigLIP starts at -10 so that the many negatives do not dominate the first steps
-        self.bias = nn.Parameter(torch.tensor(-10.0)) if spec.form == "sigmoid" else None
+        self.bias = nn.Parameter(torch.tensor([-10.0])) if spec.form == "sigmoid" else None
         #: streams whose slow features are queued; each is asked for by the other
         self.queued = (spec.pair if spec.both else spec.pair[1:]) if spec.queue else ()
         self.queue = Queue(len(self.queued), spec.queue, spec.dim) if spec.queue else None
@@ -197,7 +198,8 @@ class ContrastHead(Head):
         """What cosines are multiplied by, a scalar."""
         # the softmax form's temperature is kept from running away (CLIP, section 2.5); the sigmoid
         # form has no such limit, and published weights lie beyond it
-        return (self.scale.clamp(max=math.log(100)) if self.bias is None else self.scale).exp()
+        scale = self.scale.clamp(max=math.log(100)) if self.bias is None else self.scale
+        return scale.squeeze(0).exp()
 
     def scores(self, encoded: Encoded) -> Tensor:
         """Scaled cosines ``[E, E]``: the first stream of each example with the second of each."""
@@ -212,8 +214,9 @@ class ContrastHead(Head):
         """
         if self.queue is None or self.slow is None:
             a, b = (self.features(encoded, s).index_select(0, aim.index) for s in self.pair)
+            bias = None if self.bias is None else self.bias.squeeze(0)
             power = None if self.confidence is None else self.slope * self.confidence.mean()
-            out = contrast(a, b, aim.value, aim.weight, self.factor(), self.bias, power=power)
+            out = contrast(a, b, aim.value, aim.weight, self.factor(), bias, power=power)
             if self.confidence is not None and self.training:
                 self.confidence.see(out["loss"], aim.weight)
             return out

@@ -39,7 +39,7 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list
             break
     for process in ranks:
         if error:
-            process.terminate()
+            process.kill()  # training takes SIGTERM as a wish, and may wait for the one that failed
         process.join()
     if error:
         raise RuntimeError(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,13 @@ class Environment:
         found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value)
         return found
+
+    def told(self, find: Callable[[], Any]) -> Any:
+        """A small value that the first process finds, on all processes."""
+        found = [find() if self.main else None]
+        if self.world > 1:
+            dist.broadcast_object_list(found, src=0)
+        return found[0]
 
     def barrier(self) -> None:
         """Wait for all processes."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
-
-from torch import Tensor
 
 from crossloom.batch import Batch
 from crossloom.data_pipelines.loader import Shares, killed, load
@@ -40,9 +39,9 @@ from crossloom.training.run import (
     make_stack,
     prepare_folder,
 )
-from crossloom.training.sampling import spread
+from crossloom.training.sampling import expand
+from crossloom.training.saver import Saver
 from crossloom.training.start import start
-from crossloom.training.torch_engine import TorchEngine
 
 
 @dataclass(frozen=True)
@@ -98,19 +97,24 @@ def train(
         RunError: too many bad samples, a loss that is not finite, or a loader process that died.
         ShardError: shards are missing, or cannot be had any more.
     """
-    recipe = spread(recipe.located())
+    recipe = expand(recipe.located())
     folder = out / "checkpoints"
-    latest, refused = checkpoint.newest(folder)
+    latest, refused = environment.told(lambda: checkpoint.newest(folder))
     if latest and not resume:
         raise RecipeError(f"{out}: holds a run already; add --resume, or choose another --out")
-    found = checkpoint.load(latest) if latest else None
+    if refused and not latest:
+        raise RecipeError(f"{refused[0]}; remove {folder} to begin anew")
+    found = checkpoint.Checkpoint(latest) if latest else None
     if found and (out / RECIPE).is_file():
         recipe = continued(recipe, from_yaml(out / RECIPE), found.step)
     shares = Shares(recipe.micro, environment.rank, environment.world, recipe.fused)
     model = make_model(recipe)
     stack = make_stack(recipe)
     started = start(model, recipe) if recipe.start and not found else None
-    engine: Engine = TorchEngine(model, recipe, environment)
+    try:
+        engine = Engine(model, recipe, environment)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     first, before = 0, dict[str, str]()
     badness = Badness(recipe, stack.defects)
     if latest and found:
@@ -118,6 +122,7 @@ def train(
         _restore(found, str(latest), engine, recipe, badness, environment.main)
     if environment.main:
         prepare_folder(out, recipe)
+        checkpoint.tidy(folder)
         Quarantine.prepare(out, first, stack.defects)
         met = sampling.shares(recipe, stack)
         checkpoint.write_atomically(out / sampling.FILE, sampling.to_json(met))
@@ -139,7 +144,11 @@ def train(
             print(f"{name}: a live stream, read as it comes: a resumed run is approximate, it "
                   "goes on with whatever comes then")  # fmt: skip
     environment.barrier()
-    run = _Run(recipe, out, environment, model, engine, badness, stack.fingerprints())
+    saver = Saver(folder, environment, keep=recipe.keep, keep_every=recipe.keep_every)
+    selected = Saver(folder / "selected", environment, keep=0)
+    run = _Run(
+        recipe, out, environment, model, engine, badness, saver, selected, stack.fingerprints()
+    )
     run.measured = list(found.notes.get("held", [])) if found else []
     run.best = Best(**found.notes["best"]) if found and found.notes.get("best") else None
     with Stop() as stop:
@@ -161,9 +170,8 @@ def _restore(
 ) -> None:
     check_identities(recipe, found.notes.get("identities", {}), str(Path(path).parent.parent))
     try:
-        engine.model.load_state_dict(found.weights)
-        engine.load_state(found.state)
-    except (RuntimeError, ValueError) as error:
+        engine.load(found)
+    except ValueError as error:
         raise RecipeError(f"{path}: does not fit the recipe ({error})") from None
     badness.total, badness.seen = found.notes.get("bad", 0), found.notes.get("seen", 0)
     badness.in_a_row = found.notes.get("in_a_row", 0)
@@ -179,6 +187,9 @@ class _Run:
     model: CrossloomModel
     engine: Engine
     badness: Badness
+    saver: Saver
+    selected: Saver
+    """Writes the weights that do best on held-out shards; all but these are removed here."""
     data: dict[str, str]
     measured: list[dict[str, float]] = field(default_factory=list)
     """Held-out losses by component, of each measurement so far: what a pace follows."""
@@ -217,6 +228,7 @@ class _Run:
                 counts,
                 steps=1,
                 waiting=waited,
+                saving=self.saver.seconds(),
                 examples=sum(len(b.keys) for b in mine),
                 units=sum(b.units for b in mine),
                 bad=sum(len(b.defects) for b in mine),
@@ -243,8 +255,11 @@ class _Run:
                 break
         if journal:
             journal.close()
+        self.saver.finish()
+        if step > first:
+            self._check_saved(step)
         if environment.main and step == recipe.steps:
-            self._finish()
+            self._finish(step)
         environment.barrier()
         return report
 
@@ -290,9 +305,10 @@ class _Run:
         """
         names = list(self.recipe.objectives)
         local = [sum(b.counts[n] for b in batches) for n in names]
-        mine = [*local, float(stop.asked), *self.badness.pending()]
-        *total, asked, bad, seen, ended = self.environment.total(mine)
+        mine = [*local, float(stop.asked), *self.badness.pending(), *self.saver.pending()]
+        *total, asked, bad, seen, ended, written, failed = self.environment.total(mine)
         self.badness.settle(bad, seen, ended)
+        self.saver.settle(written, failed)
         return dict(zip(names, total, strict=True)), asked > 0
 
     def _report(
@@ -310,6 +326,7 @@ class _Run:
         )
         top = peak(self.environment.device)
         kinds = self._kinds()
+        report["saves_failed"] = float(self.saver.failed)
         report["bad_total"] = float(sum(kinds.values()))
         report |= {f"bad/{kind}": float(n) for kind, n in kinds.items()}
         if top:
@@ -347,8 +364,6 @@ class _Run:
 
     def _save(self, step: int) -> None:
         kinds = self.environment.gather(dict(self.badness.kinds))
-        if not self.environment.main:
-            return
         notes = {
             "identities": identities(self.recipe),
             "bad": self.badness.total,
@@ -359,64 +374,55 @@ class _Run:
             "held": self.measured,
             "best": asdict(self.best) if self.best else None,
         }
-        try:
-            checkpoint.save(
-                self.out / "checkpoints",
-                step,
-                self.model.state_dict(),
-                self.engine.state(),
-                notes,
-                self.recipe.keep,
-            )
-        except OSError as error:
-            raise RunError(
-                f"{self.out}: the checkpoint of step {step} cannot be written ({error.strerror}); "
-                "earlier ones are intact; make room and add --resume"
-            ) from None
-        self._drop_beaten()
+        self.saver.begin(step, self.engine.state(), notes)
 
     def _select(self, step: int, measured: Measured) -> None:
         """Keep the weights if no earlier ones did better on what they are selected by."""
         if not self.recipe.select:
             return
         now = figure(self.recipe.select, measured, step)
-        if self.best is None or self.best.beaten(now):
+        if self.best is not None and not self.best.beaten(now):
+            return
+        weights = {n: p for n, p in self.engine.state().items() if n.startswith("model/")}
+        self.selected.begin(step, weights, {})
+        self.selected.finish()
+        if self.environment.told(checkpoint.folder_of(self.selected.folder, step).is_dir):
             self.best = now
-            if self.environment.main:
-                self._kept(now).parent.mkdir(exist_ok=True)
-                checkpoint.write_atomically(self._kept(now), _packed(self.model.state_dict()))
-
-    def _kept(self, best: Best) -> Path:
-        """Where selected weights lie until the run ends, or better ones are in a checkpoint."""
-        return self.out / "checkpoints" / f"best-{best.step:09d}.safetensors"
+        if self.environment.main:
+            self._drop_beaten()
 
     def _drop_beaten(self) -> None:
         """Remove selected weights that no checkpoint goes on from any more."""
-        folder = self.out / "checkpoints"
-        notes = [json.loads((p / "state.json").read_text()) for p in checkpoint.checkpoints(folder)]
-        wanted = {self._kept(Best(**n["best"])) for n in notes if n.get("best")}
-        for path in folder.glob("best-*"):
-            if path not in wanted:
-                path.unlink()
+        saved = checkpoint.checkpoints(self.saver.folder)
+        notes = [json.loads((path / "state.json").read_text()) for path in saved]
+        wanted = {n["best"]["step"] for n in notes if n.get("best")}
+        wanted |= {self.best.step} if self.best else set()
+        kept = {checkpoint.folder_of(self.selected.folder, step) for step in wanted}
+        for path in checkpoint.checkpoints(self.selected.folder):
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
 
-    def _finish(self) -> None:
+    def _check_saved(self, step: int) -> None:
+        """Raise RunError, on all processes, where the run's last state is not on disk."""
+        path = checkpoint.folder_of(self.out / "checkpoints", step)
+        reason = self.environment.told(lambda: None if path.is_dir() else self.saver.reason)
+        if reason is not None:
+            raise RunError(
+                f"{self.out}: the checkpoint of step {step} cannot be written ({reason}); "
+                "earlier ones are intact; make room and add --resume"
+            )
+
+    def _finish(self, step: int) -> None:
         """Final weights beside the recipe: those selected, else the moving average or the last."""
+        from safetensors.torch import save
+
         if self.best:
-            checkpoint.write_atomically(self.out / WEIGHTS, self._kept(self.best).read_bytes())
+            folder = checkpoint.folder_of(self.selected.folder, self.best.step)
+            weights = checkpoint.load(folder).weights
             told = json.dumps(asdict(self.best), indent=1)
             checkpoint.write_atomically(self.out / SELECTED, told)
-            return
-        weights = dict(self.model.state_dict())
-        averaged = {
-            k.removeprefix("ema/"): v
-            for k, v in self.engine.state().items()
-            if k.startswith("ema/")
-        }
-        weights |= averaged
-        checkpoint.write_atomically(self.out / WEIGHTS, _packed(weights))
-
-
-def _packed(weights: Mapping[str, Tensor]) -> bytes:
-    from safetensors.torch import save
-
-    return save({k: v.detach().cpu().contiguous() for k, v in weights.items()})
+            self._drop_beaten()
+        else:
+            last = checkpoint.Checkpoint(checkpoint.folder_of(self.saver.folder, step))
+            weights = last.weights | last.under("ema")
+        checkpoint.write_atomically(self.out / WEIGHTS, save(weights))

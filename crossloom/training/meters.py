@@ -78,8 +78,9 @@ class Meters:
         ``OBJECTIVE/loss/LANGUAGE`` is the mean over what was scored in a language, and
         ``OBJECTIVE/perplexity/LANGUAGE`` its exponential; both are missing where nothing was.
         ``examples_per_second`` and ``units_per_second`` are of all processes, ``waiting`` is the
-        share of time spent waiting for data, averaged over processes; ``fill/STREAM`` how long
-        examples are, as a share of the most that the stream allows.
+        share of time spent waiting for data, averaged over processes; ``seconds_saving`` for how
+        long training stood still for checkpoints; ``fill/STREAM`` how long examples are, as a share
+        of the most that the stream allows.
         """
         elapsed = time.perf_counter() - self.began
         sums = {
@@ -103,6 +104,7 @@ class Meters:
         out["examples_per_second"] = found.get("examples", 0.0) / elapsed
         out["units_per_second"] = found.get("units", 0.0) / elapsed
         out["waiting"] = found.get("waiting", 0.0) / self.environment.world / elapsed
+        out["seconds_saving"] = found.get("saving", 0.0) / self.environment.world
         out["flops_per_second"] = found.get("flops", 0.0) / elapsed / self.environment.world
         out["seconds_per_step"] = elapsed / max(steps, 1.0)
         out["bad"] = found.get("bad", 0.0)

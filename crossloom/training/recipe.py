@@ -28,8 +28,10 @@ from crossloom.modalities.modality import Modality
 from crossloom.models.plan import Plan
 from crossloom.objectives.objective import Objective
 from crossloom.plugins import Family, PluginError, find, name_of
+from crossloom.training.ddp import Ddp
 from crossloom.training.optim import Optim
 from crossloom.training.schedule import Schedule
+from crossloom.training.spread import Backend
 
 _STRICT = ConfigDict(extra="forbid")
 #: Stands in the name of shards for the code of a language (``Component.languages``).
@@ -63,6 +65,8 @@ def _pluggable(base: type, family: Family | None) -> tuple[Any, ...]:
     def parse(value: Any) -> Any:
         if isinstance(value, base):
             return value
+        if isinstance(value, str):
+            value = {"kind": value}
         if not isinstance(value, Mapping) or "kind" not in value:
             raise ValueError(f"needs a mapping with `kind`, the name of a {label}")
         rest = {k: v for k, v in value.items() if k != "kind"}
@@ -83,9 +87,11 @@ def _pluggable(base: type, family: Family | None) -> tuple[Any, ...]:
 
 _MODALITY = _pluggable(Modality, "modality")
 _OBJECTIVE = _pluggable(Objective, "objective")
+_ENGINE = _pluggable(Backend, "engine")
 _READER = _pluggable(Reader, None)
 AnyModality = Annotated[Modality, _MODALITY[0], _MODALITY[1], _MODALITY[2]]
 AnyObjective = Annotated[Objective, _OBJECTIVE[0], _OBJECTIVE[1], _OBJECTIVE[2]]
+AnyEngine = Annotated[Backend, _ENGINE[0], _ENGINE[1], _ENGINE[2]]
 AnyReader = Annotated[Reader, _READER[0], _READER[1], _READER[2]]
 
 
@@ -198,6 +204,14 @@ class Recipe:
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
     precision: Literal["fp32", "bf16"] = "fp32"
+    engine: AnyEngine = field(default_factory=Ddp)
+    """What spreads the model over processes: ``ddp`` (one process, or whole copies), ``fsdp``, or
+    ``deepspeed`` with its ``stage``. Losses are the same, to rounding. See docs/launching.md."""
+    recompute: int = 0
+    """Every so-many-th layer keeps no activations, and computes them again in the backward pass: 1
+    for all layers, 0 for none."""
+    compile: bool = False
+    """Compile each layer of the plan (``torch.compile``)."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights; 0 for none."""
     readers: int = 64
@@ -220,7 +234,9 @@ class Recipe:
     log_every: int = 50
     save_every: int = 1000
     keep: int = 2
-    """Checkpoints kept."""
+    """Newest checkpoints kept; 0 for all."""
+    keep_every: int = 0
+    """Checkpoints of steps that this divides are kept for good; 0 for none."""
     bad_in_a_row: int = 100
     """Bad samples in a row that end the run."""
     bad_share: float = 0.01
@@ -372,6 +388,7 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     if not assignments:
         return recipe
     values = to_dict(recipe)
+    opened: list[Any] = []  #: mappings that take keys they do not have yet
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
@@ -385,12 +402,20 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
                 at = ".".join(path.split(".")[:depth])
                 known = node if isinstance(node, dict) else {}
                 prefix = f"{at}: " if at else ""
-                if at == "optim.factors":
+                if at == "optim.factors" or any(node is x for x in opened):
                     break
                 raise RecipeError(f"{path}: {prefix}{_unknown(part, known)}")
             if depth < len(parents):
                 node = node[part]
-        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
+        if isinstance(node, dict) and isinstance(node.get(last), dict) and isinstance(value, str):
+            # another kind of plugin by its name alone: engine=fsdp
+            node, last = node[last], "kind"
+        if isinstance(node, dict) and last == "kind" and node.get("kind") != value:
+            # it has other settings, which begin with their defaults
+            node.clear()
+            opened.append(node)
+        node[int(last) if isinstance(node, list) else last] = value
     return from_dict(values, "after overrides")
 
 

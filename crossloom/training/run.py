@@ -20,7 +20,7 @@ from crossloom.models.model import CrossloomModel
 from crossloom.training import checkpoint
 from crossloom.training.environment import seed_torch
 from crossloom.training.recipe import Component, Phase, Recipe, RecipeError, from_yaml, to_yaml
-from crossloom.training.sampling import spread
+from crossloom.training.sampling import expand
 
 RECIPE = "recipe.yaml"
 WEIGHTS = "model.safetensors"
@@ -35,7 +35,7 @@ def make_stack(recipe: Recipe) -> Stack:
         RecipeError: a component's languages cannot be told apart or counted.
         ShardError: shards are missing, unreadable or empty.
     """
-    recipe = spread(recipe)
+    recipe = expand(recipe)
     parts = {}
     for name, component in recipe.mixture.items():
         parts[name] = make_part(name, component, recipe, component.shards)
@@ -72,7 +72,7 @@ def uses(recipe: Recipe) -> list[Use]:
         ShardError: shards are missing, unreadable or live.
     """
     out = []
-    for component in spread(recipe).mixture.values():
+    for component in expand(recipe).mixture.values():
         streams = {s for o in component.objectives for s in recipe.objectives[o].view.decoded}
         modalities = {s: m for s, m in recipe.modalities.items() if s in streams}
         out.append(Use(open_shards(component.shards, recipe.data), modalities, component.reader))
@@ -149,7 +149,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Path]:
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file() and path.is_dir():
         newest, _ = checkpoint.newest(path / "checkpoints")
-        file = newest / WEIGHTS if newest else file
+        if newest:
+            return checkpoint.Checkpoint(newest).weights, newest
     if not file.is_file():
         raise RecipeError(f"{path}: no weights there; give a run directory or a .safetensors file")
     return load_file(file), file

@@ -27,7 +27,7 @@ from crossloom.training.recipe import LANGUAGE, Component, Recipe, RecipeError
 FILE = "mixture.json"
 
 
-def spread(recipe: Recipe) -> Recipe:
+def expand(recipe: Recipe) -> Recipe:
     """The recipe with each component of several languages as one for each of them.
 
     A language's share of the component's weight, in its first weight and in every phase, is
@@ -153,7 +153,7 @@ def table(recipe: Recipe) -> list[Sequence[str]]:
     if live.is_live(patterns) or any(map(is_remote, [recipe.data, *patterns])):
         return []
     try:
-        whole = spread(recipe)
+        whole = expand(recipe)
         found = shares(whole, make_stack(whole))
     except ShardError:
         return []

@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_used(whole, 
     folder = tmp_path / "checkpoints"
     shutil.copytree(out / "checkpoints", folder)
     last, before = checkpoint.checkpoints(folder)[-1], checkpoint.checkpoints(folder)[-2]
-    file = last / "state.safetensors"
+    file = last / "rank-00000.safetensors"
     data = file.read_bytes()
     if damage == "flip":
         file.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
@@ -109,11 +109,11 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_used(whole, 
     elif damage == "remove":
         file.unlink()
     else:
-        shutil.copyfile(before / "state.safetensors", file)
+        shutil.copyfile(before / "rank-00000.safetensors", file)
     path, refused = checkpoint.newest(folder)
     assert path == before
-    assert "state.safetensors" in refused[0]
-    with pytest.raises(checkpoint.CheckpointError, match=r"state\.safetensors"):
+    assert "rank-00000.safetensors" in refused[0]
+    with pytest.raises(checkpoint.CheckpointError, match=r"rank-00000\.safetensors"):
         checkpoint.load(last)
 
 
@@ -132,7 +132,7 @@ def test_another_vocabulary_is_refused(whole, world, tmp_path):
     notes["identities"]["text"] = "0123456789abcdef"
     (path / "state.json").write_text(json.dumps(notes))
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["state.json"] = checkpoint._fingerprint(path / "state.json")
+    manifest["files"]["state.json"] = checkpoint._fingerprint(path / "state.json")
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RecipeError, match=r"modalities\.text\.vocabulary.*0123456789abcdef"):
         train(replace(recipe, steps=20), copy, CPU, resume=True)

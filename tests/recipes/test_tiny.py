@@ -14,6 +14,7 @@ from crossloom.objectives.match import Match
 from crossloom.objectives.rank import Rank
 from crossloom.plugins import listed
 from crossloom.training import checkpoint
+from crossloom.training.engine import Engine
 from crossloom.training.environment import start
 from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
@@ -21,7 +22,6 @@ from crossloom.training.optim import Optim
 from crossloom.training.recipe import load_recipe
 from crossloom.training.run import make_model, make_stack
 from crossloom.training.schedule import Schedule
-from crossloom.training.torch_engine import TorchEngine
 
 STEPS, LINES = 120, 10
 TINY = [p.name for p in listed("recipe") if p.name.endswith("-tiny")]
@@ -75,7 +75,7 @@ def by_heart(recipe, objective, environment, steps=25):
     """Losses on a batch that trains an objective, before and after training on it alone."""
     stack = make_stack(recipe)
     batch = next(b for b in map(stack.micro, range(100)) if b.counts[objective])
-    engine = TorchEngine(make_model(recipe), recipe, environment)
+    engine = Engine(make_model(recipe), recipe, environment)
 
     def losses():
         sums = engine.evaluate([batch])

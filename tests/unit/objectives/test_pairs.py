@@ -35,10 +35,10 @@ from crossloom.objectives.presets import (
 from crossloom.objectives.reconstruct import ReconstructHead
 from crossloom.objectives.view import Shown, View
 from crossloom.testing.recipes import STREAMS, tiny_recipe
+from crossloom.training.engine import Engine
 from crossloom.training.environment import start
 from crossloom.training.recipe import RecipeError, from_dict, to_yaml
 from crossloom.training.run import make_model, make_stack
-from crossloom.training.torch_engine import TorchEngine
 from crossloom.units import Fate, make_units
 
 
@@ -178,7 +178,7 @@ def test_mining_repeats_by_step_and_every_parameter_has_a_gradient(world):
     recipe = mining(world)
     found = []
     for _ in range(2):
-        engine = TorchEngine(make_model(recipe), recipe, start("cpu"))
+        engine = Engine(make_model(recipe), recipe, start("cpu"))
         batch = batch_of(recipe, drawn="captions")
         found.append(engine.step(3, [batch], batch.counts)["itm"]["loss"].item())
     assert found[0] == found[1]

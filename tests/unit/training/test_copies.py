@@ -14,7 +14,6 @@ from crossloom.training.engine import Engine
 from crossloom.training.environment import start
 from crossloom.training.loop import train
 from crossloom.training.run import make_model, make_stack
-from crossloom.training.torch_engine import TorchEngine
 
 
 def tensors(value):
@@ -123,7 +122,7 @@ class Told:
 
 def test_the_next_pass_is_copied_while_this_one_runs(world, stack):
     recipe = replace(tiny_recipe(world), fused=1, micro=3).located()
-    engine: Engine = TorchEngine(make_model(recipe), recipe, start("cpu"))
+    engine = Engine(make_model(recipe), recipe, start("cpu"))
     log: list = []
     engine.copies = Told(log)
     forward = engine.model.forward
@@ -142,11 +141,11 @@ def test_the_loop_announces_a_step_before_processes_agree_on_it(world, tmp_path,
     from crossloom.training import loop
 
     log = []
-    counts, step = loop._Run._counts, TorchEngine.step
-    monkeypatch.setattr(TorchEngine, "expect", lambda self, b: log.append(("expect", *b.micro)))
+    counts, step = loop._Run._counts, Engine.step
+    monkeypatch.setattr(Engine, "expect", lambda self, b: log.append(("expect", *b.micro)))
     monkeypatch.setattr(loop._Run, "_counts", lambda *a: [log.append(("agree",)), counts(*a)][1])
     monkeypatch.setattr(
-        TorchEngine, "step", lambda self, n, *a: [log.append(("step", n)), step(self, n, *a)][1]
+        Engine, "step", lambda self, n, *a: [log.append(("step", n)), step(self, n, *a)][1]
     )
     train(replace(tiny_recipe(world), fused=1, steps=2), tmp_path / "run", start("cpu"))
     assert log == [

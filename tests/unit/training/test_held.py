@@ -10,6 +10,8 @@ from crossloom.data_pipelines.loader import Shares
 from crossloom.models.presets import single_stream
 from crossloom.testing.processes import run_ranks
 from crossloom.testing.recipes import tiny_recipe
+from crossloom.training import checkpoint
+from crossloom.training.engine import Engine
 from crossloom.training.environment import start
 from crossloom.training.held import Held, figure, paced
 from crossloom.training.loop import train
@@ -17,7 +19,6 @@ from crossloom.training.meters import read_journal
 from crossloom.training.quarantine import RunError
 from crossloom.training.recipe import Pace, from_yaml
 from crossloom.training.run import make_model
-from crossloom.training.torch_engine import TorchEngine
 
 CPU = start("cpu")
 
@@ -35,7 +36,7 @@ def curve(folder):
 
 def test_losses_are_the_models_own_on_the_held_shards(world):
     recipe = with_held(world)
-    engine = TorchEngine(make_model(recipe.located()), recipe, CPU)
+    engine = Engine(make_model(recipe.located()), recipe, CPU)
     held = Held(recipe.located(), Shares(recipe.micro), CPU)
     found = held.measure(engine, lambda _: None)
     assert set(found) == {"captions", "translations"}
@@ -185,7 +186,7 @@ def test_the_weights_that_do_best_on_held_shards_are_the_final_ones(world, tmp_p
     assert told == {"by": "translations/tlm", "figure": "correct", "value": 0.9, "step": 4}
     final = load_file(tmp_path / "model.safetensors")
     then, last = (
-        load_file(tmp_path / "checkpoints" / f"step-{n:09d}" / "model.safetensors") for n in (4, 8)
+        checkpoint.load(tmp_path / "checkpoints" / f"step-{n:09d}").weights for n in (4, 8)
     )
     assert all(torch.equal(final[k], then[k]) for k in then)
     assert not all(torch.equal(final[k], last[k]) for k in last)
@@ -209,8 +210,8 @@ def test_a_resumed_run_selects_alike_and_keeps_no_weights_that_were_beaten(
         one, other = (tmp_path / n / name for n in ("whole", "again"))
         assert one.read_bytes() == other.read_bytes()
     train(replace(recipe, keep=1), tmp_path / "one", CPU)
-    left = [p.name for p in (tmp_path / "one" / "checkpoints").glob("best-*")]
-    assert left == ["best-000000006.safetensors"]
+    left = [p.name for p in (tmp_path / "one" / "checkpoints" / "selected").iterdir()]
+    assert left == ["step-000000006"]
 
 
 def test_the_share_right_decides_and_else_the_loss():

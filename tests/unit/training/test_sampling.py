@@ -26,7 +26,7 @@ from crossloom.training.recipe import (
     to_dict,
 )
 from crossloom.training.run import RECIPE, make_stack
-from crossloom.training.sampling import read_shares, shares, spread, table
+from crossloom.training.sampling import expand, read_shares, shares, table
 
 SIZES = {"en": 120, "de": 40, "sw": 8}
 
@@ -77,7 +77,7 @@ def expected(alpha, sizes=SIZES):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.7, 1.0])
 def test_a_language_weighs_as_its_examples_to_the_power_of_alpha(corpora, alpha):
-    recipe = spread(recipe_of(corpora, component={"alpha": alpha, "weight": 2.0}))
+    recipe = expand(recipe_of(corpora, component={"alpha": alpha, "weight": 2.0}))
     weights = {n: c.weight / 2 for n, c in recipe.mixture.items()}
     assert weights == pytest.approx(expected(alpha), rel=1e-5)
     assert {n: c.shards for n, c in recipe.mixture.items()} == {
@@ -89,7 +89,7 @@ def test_a_language_weighs_as_its_examples_to_the_power_of_alpha(corpora, alpha)
 @pytest.mark.parametrize("reader", [Blocks(), Texts(all_texts=True)])
 def test_languages_of_one_set_are_told_apart_by_the_reader(corpora, reader):
     recipe = recipe_of(corpora, component={"shards": "all/*.tar", "reader": reader})
-    whole = spread(recipe)
+    whole = expand(recipe)
     weights = {n: c.weight for n, c in whole.mixture.items()}
     assert weights == pytest.approx(expected(0.3), rel=1e-5)
     stack = make_stack(recipe)
@@ -110,10 +110,10 @@ def test_micro_batches_are_of_one_language_each_by_its_share(corpora):
 
 def test_components_without_languages_are_left_as_they_are(corpora, world):
     recipe = tiny_recipe(world).located()
-    assert spread(recipe) is recipe
+    assert expand(recipe) is recipe
     # by hand, with the same weights, the order is the same
-    whole = spread(recipe_of(corpora))
-    assert spread(whole) is whole
+    whole = expand(recipe_of(corpora))
+    assert expand(whole) is whole
     one, other = make_stack(recipe_of(corpora)), make_stack(from_dict(to_dict(whole)))
     assert [one.keys(n) for n in range(40)] == [other.keys(n) for n in range(40)]
 
@@ -124,7 +124,7 @@ def test_phases_are_of_the_component_as_a_whole(corpora):
         shards="all/*.tar", reader=Texts(), objectives=("mlm",), weight=0.0
     )}  # fmt: skip
     phases = (Phase(step=2, weights={"wiki": 3.0, "other": 1.0}),)
-    whole = spread(replace(recipe, mixture=mixture, phases=phases))
+    whole = expand(replace(recipe, mixture=mixture, phases=phases))
     weights = dict(whole.phases[0].weights)
     assert weights.pop("other") == 1.0
     assert weights == pytest.approx({n: 3 * x for n, x in expected(0.3).items()}, rel=1e-5)
@@ -150,10 +150,10 @@ def test_readers_that_do_not_count_by_language_are_refused(corpora, reader):
     recipe = recipe_of(corpora, component={"shards": "all/*.tar", "reader": reader})
     if getattr(reader, "all_texts", False):
         with pytest.raises(ValueError, match="hold no example"):
-            spread(recipe)
+            expand(recipe)
         return
     with pytest.raises(RecipeError, match=r"mixture.wiki.languages: .* all_texts"):
-        spread(recipe)
+        expand(recipe)
 
 
 def test_names_that_meet_and_live_streams_are_refused(corpora):
@@ -161,9 +161,9 @@ def test_names_that_meet_and_live_streams_are_refused(corpora):
     second = Component(shards="all/*.tar", reader=Texts(), objectives=("mlm",))
     twice = replace(recipe, mixture={**recipe.mixture, "wiki-sw": second})
     with pytest.raises(RecipeError, match=r"mixture\.wiki-sw: there are two"):
-        spread(twice)
+        expand(twice)
     with pytest.raises(RecipeError, match="cannot be counted by language"):
-        spread(recipe_of(corpora, component={"shards": "live:cat {language}"}))
+        expand(recipe_of(corpora, component={"shards": "live:cat {language}"}))
 
 
 def test_how_many_were_given_is_what_counting_finds():
@@ -177,7 +177,7 @@ def test_how_many_were_given_is_what_counting_finds():
 
 
 def test_shares_by_hand(corpora):
-    recipe = spread(recipe_of(corpora, steps=500, micro=2))
+    recipe = expand(recipe_of(corpora, steps=500, micro=2))
     stack = make_stack(recipe)
     found = {x.component: x for x in shares(recipe, stack)}
     names = [stack.mixture.at(n)[0] for n in range(1000)]
@@ -200,7 +200,7 @@ def test_a_run_tells_its_shares_and_goes_on_with_them(corpora, tmp_path, capsys)
     train(replace(recipe, steps=2), out, start("cpu"))
     assert "wiki-sw: 8 examples, 4.76% of the data" in capsys.readouterr().out
     saved = from_yaml(out / RECIPE)
-    assert saved.mixture == spread(recipe).mixture
+    assert saved.mixture == expand(recipe).mixture
     assert [x.component for x in read_shares(out)] == [f"wiki-{x}" for x in SIZES]
     assert "wiki-sw" in _shares(out)[0]
     assert load(out).encode(text=["sw 3 on the left", ("de", "de 4")])["text"].shape == (2, 16)
