@@ -348,7 +348,7 @@ def schema() -> None:
 
 @plugins.command("list")
 def list_plugins() -> None:
-    """Every modality, objective, source, task and recipe, and the package it comes from."""
+    """Every modality, objective, source, task, engine and recipe, and the package it is from."""
     from crossloom.plugins import listed
 
     table = Table("family", "name", "where", "from")
