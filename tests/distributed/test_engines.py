@@ -211,7 +211,7 @@ def test_bf16_offload_recomputation_and_lamb(world, alone, tmp_path):
     run(world, tmp_path / "lamb", ["optim.kind=lamb"])
     run_ranks(2, run_further, str(world), str(tmp_path))
     for name in ("half-ddp", "half-fsdp", "half-2", "half-3"):
-        check_alike(tmp_path / "half", tmp_path / name, 1e-2 if "fsdp" in name else 1e-3)
+        check_alike(tmp_path / "half", tmp_path / name, 2e-3)
     check_alike(tmp_path / "lamb", tmp_path / "lamb-fsdp", 1e-5)
     for name in ("off-2", "off-3", "again-3", "again-fsdp"):
         check_alike(alone, tmp_path / name, 1e-5)
