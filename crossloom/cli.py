@@ -37,7 +37,10 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, …; the best there is by 
 
 
 def main() -> None:
-    """Run the command line; wrong configuration ends with status 2, a failed run with 1."""
+    """Run the command line; status 2 says that something is configured wrongly, 1 that it failed.
+
+    A run that was asked to stop ends with 75 (or 130, after Ctrl-C): its checkpoint is written.
+    """
     from crossloom.data_pipelines.shards import ShardError
     from crossloom.plugins import PluginError
 
@@ -54,6 +57,9 @@ def main() -> None:
         status = _status(error, (ShardError, PluginError))
         if status is None:
             raise
+        if type(error).__name__ == "Stopped":
+            console.print(_plain(error), highlight=False, soft_wrap=True)
+            sys.exit(status)
         console.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(status)
 
@@ -72,6 +78,8 @@ def _status(error: Exception, configuration: tuple[type[Exception], ...]) -> int
     if isinstance(error, configuration):
         return 2
     name = type(error).__name__
+    if name == "Stopped":
+        return int(error.status)  # type: ignore[attr-defined]
     if name in ("RecipeError", "SourceError"):
         return 2
     if name in ("RunError", "CheckpointError", "WorkerError"):
@@ -402,7 +410,7 @@ def schema() -> None:
 
 @plugins.command("list")
 def list_plugins() -> None:
-    """Every modality, objective, source, task and recipe, and the package it comes from."""
+    """Every modality, objective, source, task, engine and recipe, and the package it is from."""
     from crossloom.plugins import listed
 
     table = Table("family", "name", "where", "from")
@@ -572,19 +580,40 @@ def demo(
 
 
 @app.command()
-def doctor() -> None:
-    """What this machine offers, and what to mend."""
+def doctor(
+    at: Annotated[
+        Optional[list[Path]], typer.Option(help="Folder of shards or runs to try; repeat.")
+    ] = None,
+    device: Device = "",
+) -> None:
+    """What this machine offers, and what to mend; under torchrun, what its processes reach."""
+    import os
+
     from crossloom.doctor import findings
 
+    found = list(findings(at or (), device))
+    rank = int(os.environ.get("RANK", "0"))
     table = Table("what", "found")
-    for what, found in findings():
-        table.add_row(what, found)
-    console.print(table)
+    for one in found:
+        # all processes see much the same: the others only tell what is wrong
+        if one.mend or rank == 0:
+            table.add_row(one.what, _plain(Exception(str(one))))
+    if table.row_count:
+        console.print(f"rank {rank}") if "RANK" in os.environ else None
+        console.print(table)
+    _close()
+    if any(one.mend for one in found):
+        raise typer.Exit(1)
 
 
 def _done(main: bool, folder: Path) -> None:
     if main:
         console.print(f"run in {folder}")
+    _close()
+
+
+def _close() -> None:
+    """Leave the process group."""
     import torch.distributed as dist
 
     if dist.is_initialized():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import re
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -238,5 +241,11 @@ def _same(batch: Any) -> Any:
 
 
 def _quiet(worker: int) -> None:
-    """One thread a worker: they are many, and their arrays are small."""
+    """One thread a worker: they are many, and their arrays are small.
+
+    Launchers signal whole groups of processes. A worker that died of SIGTERM would end the run
+    before its checkpoint is written, so workers leave the group; they end with their parent.
+    """
     torch.set_num_threads(1)
+    os.setpgid(0, 0)
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # the guard asks where it stands

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -55,11 +56,12 @@ class Environment:
             dist.barrier()
 
 
-def start(device: str = "") -> Environment:
+def start(device: str = "", patience: timedelta | None = None) -> Environment:
     """Join the process group that the launcher describes, or be alone.
 
     Args:
         device: ``"cpu"``, ``"cuda"``, …; the best there is when empty.
+        patience: how long processes wait for each other; torch's default when None.
     """
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -67,7 +69,7 @@ def start(device: str = "") -> Environment:
     if kind == "cuda":
         torch.cuda.set_device(place)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=patience)
     rank = dist.get_rank() if dist.is_initialized() else 0
     return Environment(place, rank, world)
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class Fsdp(Backend):
     """FSDP2 (``fully_shard``): every process keeps a part of parameters, gradients and moments.
 
-    In bf16, layers compute with parameters gathered as bf16; gradients are reduced in fp32.
+    In bf16, layers compute with parameters gathered as bf16, norms left out; gradients are reduced
+    in fp32.
     """
 
     def spread(self, model: CrossloomModel, recipe: Recipe, environment: Environment) -> Spread:
@@ -46,6 +47,10 @@ class Fsdp(Backend):
         rest = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
         slow = model.slow.fusion.apart() if model.slow is not None else []
         for layer in (*model.fusion.apart(), *slow):
+            # norms stay in fp32, as autocast has them; a group has one precision
+            for norm in layer.modules() if half else ():
+                if isinstance(norm, nn.LayerNorm):
+                    fully_shard(norm, mp_policy=rest)
             fully_shard(layer, mp_policy=layers)
         fully_shard(model, mp_policy=rest)
         return Sharded(model, model, recipe)

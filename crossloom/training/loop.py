@@ -54,15 +54,31 @@ class Progress:
     done: bool = False
 
 
+class Stopped(Exception):
+    """A run that was asked to stop: its checkpoint is written, its end not reached.
+
+    ``status`` is what the process ends with: 130 after Ctrl-C; else 75, "try again later"
+    (``EX_TEMPFAIL`` of sysexits.h), by which a queue knows a run that wants to go on.
+    """
+
+    def __init__(self, step: int, status: int) -> None:
+        super().__init__(f"stopped after step {step}, as asked; --resume goes on from there")
+        self.status = status
+
+
 class Stop:
-    """Whether somebody asked the run to end (Ctrl-C, SIGTERM); a second Ctrl-C ends it at once."""
+    """Whether somebody asked the run to end (Ctrl-C, SIGTERM, SIGUSR1 of a queue).
+
+    A second Ctrl-C ends it at once.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self.status = 75
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             try:
                 self._before[number] = signal.signal(number, self._take)
             except ValueError:  # not in the main thread: nobody to ask
@@ -77,6 +93,7 @@ class Stop:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
+        self.status = 130 if number == signal.SIGINT else 75
 
 
 def train(
@@ -87,12 +104,13 @@ def train(
     resume: bool = False,
     display: Callable[[Progress], None] | None = None,
 ) -> dict[str, float]:
-    """Run a recipe to its end (or until asked to stop) and return the last report.
+    """Run a recipe to its end and return the last report.
 
     ``out`` receives ``recipe.yaml``, ``mixture.json``, ``metrics.jsonl``, TensorBoard events,
     ``checkpoints/`` and at the end ``model.safetensors``.
 
     Raises:
+        Stopped: somebody asked the run to stop; a checkpoint of its last step is written.
         RecipeError: the recipe does not fit itself, its data, or the run directory.
         RunError: too many bad samples, a loss that is not finite, or a loader process that died.
         ShardError: shards are missing, or cannot be had any more.
@@ -261,6 +279,8 @@ class _Run:
         if environment.main and step == recipe.steps:
             self._finish(step)
         environment.barrier()
+        if step < recipe.steps:
+            raise Stopped(step, stop.status)
         return report
 
     def _load(self, stack: Any, shares: Shares, first: int) -> Iterator[list[Batch]]:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.distributed
 ZERO = [["engine=deepspeed", f"engine.stage={stage}"] for stage in range(4)]
 ENGINES = [["engine=ddp"], ["engine=fsdp"], *ZERO]
 IN_PARTS = [ENGINES[1], ENGINES[4], ENGINES[5]]
-SAVED, STEPS = 3, 5
+SAVED, STEPS = 2, 4
 
 
 def make_recipe(world, assignments):
@@ -168,7 +168,7 @@ def test_a_checkpoint_under_another_steps_name_is_refused(both, tmp_path):
     before, last = checkpoint.checkpoints(tmp_path / "checkpoints")
     shutil.rmtree(last)
     before.rename(last)
-    with pytest.raises(checkpoint.CheckpointError, match=r"state\.json: of step 3"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"state\.json: of step 2"):
         checkpoint.load(last)
 
 
@@ -211,7 +211,7 @@ def test_bf16_offload_recomputation_and_lamb(world, alone, tmp_path):
     run(world, tmp_path / "lamb", ["optim.kind=lamb"])
     run_ranks(2, run_further, str(world), str(tmp_path))
     for name in ("half-ddp", "half-fsdp", "half-2", "half-3"):
-        check_alike(tmp_path / "half", tmp_path / name, 1e-2 if "fsdp" in name else 1e-3)
+        check_alike(tmp_path / "half", tmp_path / name, 2e-3)
     check_alike(tmp_path / "lamb", tmp_path / "lamb-fsdp", 1e-5)
     for name in ("off-2", "off-3", "again-3", "again-fsdp"):
         check_alike(alone, tmp_path / name, 1e-5)

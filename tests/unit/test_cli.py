@@ -272,6 +272,7 @@ def test_index_writes_checksums_into_a_folder_and_names_damage(world, tmp_path):
 
 
 def test_doctor_speaks():
-    code, _, said = run("doctor")
-    assert code == 0
+    code, _, said = run("doctor", "--at", "/proc")  # where there is no room at all
+    assert code == 1
     assert "torch" in said
+    assert "full: make room" in said
