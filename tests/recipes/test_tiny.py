@@ -44,7 +44,7 @@ def test_every_loss_falls_and_the_run_resumes(name, handful, tmp_path):
     )
     recipe = replace(
         recipe, data=str(handful), steps=STEPS, examples=min(recipe.examples, 8), micro=1,
-        fused=0, workers=0, log_every=STEPS // LINES, save_every=STEPS // 4 * 3, keep=9,
+        fused=0, workers=0, log_every=STEPS // LINES, save_every=STEPS // 10 * 9, keep=9,
         held_every=0, pace=None, phases=phases, optim=Optim(rate=2e-3, clip=1.0),
         schedule=Schedule(shape="constant", warmup=10),
     )  # fmt: skip
