@@ -74,6 +74,12 @@ class Stack:
         name, places = self.places(number)
         return name, [self.parts[name].source.key(p)[0] for p in places]
 
+    def shards(self, number: int) -> list[str]:
+        """The shards that a micro-batch is read from."""
+        name, places = self.places(number)
+        source = self.parts[name].source
+        return list(dict.fromkeys(source.shards[p.shard].shown for p in places))
+
     def micro(self, number: int) -> Batch:
         """The micro-batch; bad samples are left out and listed."""
         name, places = self.places(number)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -12,6 +13,9 @@ from crossloom.models.model import CrossloomModel
 
 #: Sums over slots by objective and meter ("loss", "correct", …), local to the process.
 Sums = dict[str, dict[str, Tensor]]
+
+#: Whether a step is to be taken, by the norm of its gradient.
+Accept = Callable[[float], bool]
 
 
 def add(total: Sums, sums: Sums) -> None:
@@ -31,13 +35,21 @@ class Engine(Protocol):
     def expect(self, batch: Batch) -> None:
         """Begin to bring a batch to the device, ahead of the step that runs it."""
 
-    def step(self, number: int, batches: Sequence[Batch], counts: Mapping[str, float]) -> Sums:
-        """Forward and backward over the batches, then one update.
+    def step(
+        self,
+        number: int,
+        batches: Sequence[Batch],
+        counts: Mapping[str, float],
+        accept: Accept = math.isfinite,
+    ) -> Sums:
+        """Forward and backward over the batches, then one update, if the gradient is accepted.
 
         Args:
             number: of the step, which decides the learning rate and the dropout.
             batches: this process's share, as NumPy arrays.
             counts: by objective, summed weights over all processes and batches of the step.
+            accept: told the gradient's norm over all processes, before clipping; where it says no,
+                nothing changes: neither weights nor the optimiser, queues or averages.
 
         Returns:
             Local sums, detached; ``"step"`` holds ``"norm"``, the gradient's norm before clipping.

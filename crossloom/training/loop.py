@@ -22,9 +22,10 @@ from crossloom.data_pipelines.source import changed
 from crossloom.models import flops
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.reconstruct import ReconstructHead
-from crossloom.training import checkpoint, sampling
+from crossloom.training import checkpoint, sampling, stragglers
 from crossloom.training.engine import Engine
 from crossloom.training.environment import Environment, peak, workers
+from crossloom.training.guard import Guard
 from crossloom.training.held import Best, Held, Measured, figure, paced
 from crossloom.training.meters import Journal, Meters
 from crossloom.training.quarantine import Badness, Quarantine, RunError
@@ -41,6 +42,7 @@ from crossloom.training.run import (
     prepare_folder,
 )
 from crossloom.training.sampling import spread
+from crossloom.training.skips import Skips, begin, forget
 from crossloom.training.start import start
 from crossloom.training.torch_engine import TorchEngine
 
@@ -133,10 +135,11 @@ def train(
     badness = Badness(recipe, stack.defects)
     if latest and found:
         first, before = found.step, found.notes.get("data", {})
-        _restore(found, str(latest), engine, recipe, badness, environment.main)
+        restore(found, str(latest), engine, recipe, badness, environment.main)
     if environment.main:
         prepare_folder(out, recipe)
         Quarantine.prepare(out, first, stack.defects)
+        forget(out, first)
         met = sampling.shares(recipe, stack)
         checkpoint.write_atomically(out / sampling.FILE, sampling.to_json(met))
         for share in met if len(met) > 1 else ():
@@ -157,10 +160,14 @@ def train(
             print(f"{name}: a live stream, read as it comes: a resumed run is approximate, it "
                   "goes on with whatever comes then")  # fmt: skip
     environment.barrier()
-    run = _Run(recipe, out, environment, model, engine, badness, stack.fingerprints())
+    guard = Guard(recipe.stall_after, environment.rank)
+    skips = begin(recipe, found.notes.get("skips", {}) if found else {})
+    forwards = stragglers.Forwards(engine.model, environment.device)
+    data = stack.fingerprints()
+    run = _Run(recipe, out, environment, model, engine, badness, data, guard, skips, forwards)
     run.measured = list(found.notes.get("held", [])) if found else []
     run.best = Best(**found.notes["best"]) if found and found.notes.get("best") else None
-    with Stop() as stop:
+    with Stop() as stop, guard:
         try:
             return run.steps(stack, shares, first, stop, display)
         except RuntimeError as error:
@@ -169,7 +176,7 @@ def train(
             raise RunError(str(known)) from None
 
 
-def _restore(
+def restore(
     found: checkpoint.Checkpoint,
     path: str,
     engine: Engine,
@@ -177,6 +184,11 @@ def _restore(
     badness: Badness,
     main: bool,
 ) -> None:
+    """Take a checkpoint that lies at a path into an engine and the counts of bad samples.
+
+    Raises:
+        RecipeError: it does not fit the recipe.
+    """
     check_identities(recipe, found.notes.get("identities", {}), str(Path(path).parent.parent))
     try:
         engine.model.load_state_dict(found.weights)
@@ -198,6 +210,9 @@ class _Run:
     engine: Engine
     badness: Badness
     data: dict[str, str]
+    guard: Guard
+    skips: Skips
+    forwards: stragglers.Forwards
     measured: list[dict[str, float]] = field(default_factory=list)
     """Held-out losses by component, of each measurement so far: what a pace follows."""
     best: Best | None = None
@@ -211,7 +226,7 @@ class _Run:
         stop: Stop,
         display: Callable[[Progress], None] | None,
     ) -> dict[str, float]:
-        recipe, environment = self.recipe, self.environment
+        recipe, environment, guard = self.recipe, self.environment, self.guard
         meters = Meters(environment, stack.collator.languages, self._classes())
         journal = Journal(self.out, first) if environment.main else None
         quarantine = Quarantine(self.out, environment.rank)
@@ -220,6 +235,7 @@ class _Run:
         report: dict[str, float] = {}
         step = first
         while step < recipe.steps:
+            guard.at("waiting for data", partial(_wanted, stack, shares, step))
             waited = time.perf_counter()
             mine = next(batches)
             self.engine.expect(mine[0])
@@ -227,9 +243,15 @@ class _Run:
             for batch in mine:
                 quarantine.add(step + 1, batch.defects)
                 self.badness.take(batch)
+            guard.at("summing counts over processes (all-reduce)")
             counts, stopping = self._counts(mine, stop)
-            sums = self.engine.step(step, mine, counts)
+            guard.met(slow=step == first)
+            guard.at(f"step {step + 1}: forward, backward, update")
+            sums = self.engine.step(step, mine, counts, self.skips.accept)
             step += 1
+            if self.skips.reason:
+                self.skips.note(step, mine, self.out, environment)
+                sums, counts = {}, dict.fromkeys(counts, 0.0)  # no part of any mean
             meters.add(
                 sums,
                 counts,
@@ -244,6 +266,8 @@ class _Run:
             last = step == recipe.steps or stopping
             measured: Measured = {}
             if held and (step % recipe.held_every == 0 or step == recipe.steps):
+                guard.met(slow=True)
+                guard.at("measuring losses on data held back")
                 began = time.perf_counter()
                 measured = held.measure(self.engine, partial(quarantine.add, step))
                 self._select(step, measured)
@@ -256,6 +280,8 @@ class _Run:
                 if display and environment.main:
                     display(Progress(step, recipe.steps, report, done=last))
             if step % recipe.save_every == 0 or last:
+                guard.met(slow=True)
+                guard.at(f"saving the checkpoint of step {step}")
                 self._save(step)
             if stopping:
                 break
@@ -318,7 +344,13 @@ class _Run:
     def _report(
         self, meters: Meters, journal: Journal | None, step: int, held: Measured
     ) -> dict[str, float]:
+        own = meters.numbers["waiting"] + self.forwards.seconds()
+        each = self.environment.gather(own / max(meters.numbers["steps"], 1.0))
         report = meters.report()
+        if self.environment.world > 1:
+            report |= stragglers.report(each)
+            if self.environment.main and (named := stragglers.slow(each)):
+                print(f"step {step}: {named}")
         report |= {
             f"held/{c}/{o}/{meter}": x
             for c, some in held.items()
@@ -330,6 +362,7 @@ class _Run:
         )
         top = peak(self.environment.device)
         kinds = self._kinds()
+        report["skipped_total"] = float(self.skips.total)
         report["bad_total"] = float(sum(kinds.values()))
         report |= {f"bad/{kind}": float(n) for kind, n in kinds.items()}
         if top:
@@ -378,6 +411,7 @@ class _Run:
             "data": self.data,
             "held": self.measured,
             "best": asdict(self.best) if self.best else None,
+            "skips": self.skips.notes(),
         }
         try:
             checkpoint.save(
@@ -434,6 +468,12 @@ class _Run:
         }
         weights |= averaged
         checkpoint.write_atomically(self.out / WEIGHTS, _packed(weights))
+
+
+def _wanted(stack: Any, shares: Shares, step: int) -> str:
+    """Which shards a process reads for a step."""
+    shards = (s for group in shares.of_step(step) for n in group for s in stack.shards(n))
+    return f"the batch of step {step + 1} is read from {', '.join(dict.fromkeys(shards))}"
 
 
 def _packed(weights: Mapping[str, Tensor]) -> bytes:

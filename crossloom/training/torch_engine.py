@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -14,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from crossloom.batch import Batch
 from crossloom.models.model import CrossloomModel
 from crossloom.training.copies import Copies
-from crossloom.training.engine import Sums, add
+from crossloom.training.engine import Accept, Sums, add
 from crossloom.training.environment import Environment, seed_torch
 from crossloom.training.optim import freeze, make_optimiser
 from crossloom.training.recipe import Recipe
@@ -49,7 +50,13 @@ class TorchEngine:
         """See :class:`~crossloom.training.engine.Engine`."""
         self.copies.begin(batch)
 
-    def step(self, number: int, batches: Sequence[Batch], counts: Mapping[str, float]) -> Sums:
+    def step(
+        self,
+        number: int,
+        batches: Sequence[Batch],
+        counts: Mapping[str, float],
+        accept: Accept = math.isfinite,
+    ) -> Sums:
         """See :class:`~crossloom.training.engine.Engine`."""
         seed_torch(self.recipe.seed, "step", number, self.environment.rank)
         self.wrapped.train()
@@ -66,10 +73,13 @@ class TorchEngine:
             add(total, sums)
         clip = self.recipe.optim.clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
-        self.optimiser.step()
+        taken = accept(float(norm))
+        if taken:
+            self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self.model.settle()
-        self._average(number)
+        if taken:
+            self.model.settle()
+            self._average(number)
         total["step"] = {"norm": norm.detach()}
         return total
 
