@@ -106,12 +106,11 @@ def test_a_guard_that_is_met_in_time_or_off_does_nothing(monkeypatch):
     assert not ended
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_run_told_to_stop_leaves_a_checkpoint_and_a_status_of_its_own(world, tmp_path, number):
+def test_a_run_told_to_stop_leaves_a_checkpoint_and_a_status_of_its_own(world, tmp_path):
     (tmp_path / "recipe.yaml").write_text(to_yaml(recipe := long_recipe(world)))
     command = [sys.executable, "-m", "crossloom", "pretrain", str(tmp_path / "recipe.yaml")]
     command += ["--out", str(tmp_path / "run"), "--device", "cpu"]
-    status, said = stopped(command, tmp_path / "run", number)
+    status, said = stopped(command, tmp_path / "run", signal.SIGUSR1)
     assert status == 75
     assert "--resume goes on from there" in said
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
@@ -127,7 +126,7 @@ def test_processes_told_to_stop_by_their_launcher_leave_a_checkpoint(world, tmp_
     (tmp_path / "recipe.yaml").write_text(to_yaml(long_recipe(world)))
     command = ["bash", str(LOCAL), "-n", "2", str(tmp_path / "recipe.yaml")]
     command += ["--out", str(tmp_path / "run"), "--device", "cpu"]
-    status, said = stopped(command, tmp_path / "run", signal.SIGUSR1)
+    status, said = stopped(command, tmp_path / "run", signal.SIGTERM)
     assert status != 0
     assert said.count("--resume goes on from there") == 2
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
