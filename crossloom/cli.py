@@ -428,6 +428,9 @@ def pretrain(
     assignments: Assignments = None,
     out: Annotated[Optional[Path], typer.Option(help="Run directory; runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
+    debug_step: Annotated[
+        Optional[int], typer.Option(help="Look at one step of the run again; change nothing.")
+    ] = None,
     device: Device = "",
 ) -> None:
     """Run a recipe."""
@@ -438,6 +441,12 @@ def pretrain(
     chosen = load_recipe(recipe, assignments or [])
     folder = out or Path("runs") / chosen.name
     environment = start(device)
+    if debug_step is not None:
+        from crossloom.training.replay import replay
+
+        replay(folder, debug_step, environment, print)
+        _close()
+        return
     with training(chosen.name) as display:
         train(chosen, folder, environment, resume=resume, display=display)
     _done(environment.main, folder)

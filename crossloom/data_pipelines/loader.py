@@ -6,6 +6,7 @@ import faulthandler
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,6 +74,12 @@ class Stack:
         """Component and example keys of a micro-batch, without touching data."""
         name, places = self.places(number)
         return name, [self.parts[name].source.key(p)[0] for p in places]
+
+    def shards(self, number: int) -> list[str]:
+        """The shards that a micro-batch is read from."""
+        name, places = self.places(number)
+        source = self.parts[name].source
+        return list(dict.fromkeys(source.shards[p.shard].shown for p in places))
 
     def micro(self, number: int) -> Batch:
         """The micro-batch; bad samples are left out and listed."""
@@ -248,4 +255,5 @@ def _quiet(worker: int) -> None:
     """
     torch.set_num_threads(1)
     os.setpgid(0, 0)
-    faulthandler.register(signal.SIGUSR2, all_threads=True)  # the guard asks where it stands
+    if sys.__stderr__ is not None:  # the guard asks where it stands
+        faulthandler.register(signal.SIGUSR2, file=sys.__stderr__, all_threads=True)

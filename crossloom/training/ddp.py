@@ -16,7 +16,7 @@ from crossloom.models.model import CrossloomModel
 from crossloom.training.checkpoint import Piece
 from crossloom.training.environment import Environment
 from crossloom.training.optim import MOMENTS, make_optimiser
-from crossloom.training.spread import Backend, Spread
+from crossloom.training.spread import Accept, Backend, Spread
 
 if TYPE_CHECKING:
     from crossloom.training.recipe import Recipe
@@ -65,12 +65,13 @@ class Whole:
         """Add gradients."""
         loss.backward()
 
-    def update(self) -> Tensor:
-        """Clip and step."""
+    def update(self, accept: Accept) -> tuple[Tensor, bool]:
+        """Clip, and step if it is accepted."""
         norm = self.clip()
-        self.optimiser.step()
+        if taken := accept(float(norm)):
+            self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return norm
+        return norm, taken
 
     def clip(self) -> Tensor:
         """Scale gradients to the largest norm allowed; return the norm that they had."""

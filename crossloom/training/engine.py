@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from crossloom.training.copies import Copies
 from crossloom.training.environment import Environment, seed_torch
 from crossloom.training.optim import freeze
 from crossloom.training.recipe import Recipe
+from crossloom.training.spread import Accept
 
 #: Sums over slots by objective and meter ("loss", "correct", …), local to the process.
 Sums = dict[str, dict[str, Tensor]]
@@ -58,13 +60,21 @@ class Engine:
         """Begin to bring a batch to the device, ahead of the step that runs it."""
         self.copies.begin(batch)
 
-    def step(self, number: int, batches: Sequence[Batch], counts: Mapping[str, float]) -> Sums:
-        """Forward and backward over the batches, then one update.
+    def step(
+        self,
+        number: int,
+        batches: Sequence[Batch],
+        counts: Mapping[str, float],
+        accept: Accept = math.isfinite,
+    ) -> Sums:
+        """Forward and backward over the batches, then one update, if the gradient is accepted.
 
         Args:
             number: of the step, which decides the learning rate and the dropout.
             batches: this process's share, as NumPy arrays.
             counts: by objective, summed weights over all processes and batches of the step.
+            accept: told the gradient's norm over all processes, before clipping; where it says no,
+                nothing changes: neither weights nor the optimiser, queues or averages.
 
         Returns:
             Local sums, detached; ``"step"`` holds ``"norm"``, the gradient's norm before clipping.
@@ -82,9 +92,10 @@ class Engine:
                     sums: Sums = self.spread.module(here)
                 self.spread.backward(self._loss(sums, counts))
             add(total, sums)
-        norm = self.spread.update()
-        self.model.settle(self.spread.local)
-        self._average(number)
+        norm, taken = self.spread.update(accept)
+        if taken:
+            self.model.settle(self.spread.local)
+            self._average(number)
         total["step"] = {"norm": norm}
         return total
 

@@ -21,9 +21,10 @@ from crossloom.data_pipelines.source import changed
 from crossloom.models import flops
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.reconstruct import ReconstructHead
-from crossloom.training import checkpoint, sampling
+from crossloom.training import checkpoint, sampling, stragglers
 from crossloom.training.engine import Engine
 from crossloom.training.environment import Environment, peak, workers
+from crossloom.training.guard import Guard
 from crossloom.training.held import Best, Held, Measured, figure, paced
 from crossloom.training.meters import Journal, Meters
 from crossloom.training.quarantine import Badness, Quarantine, RunError
@@ -41,6 +42,7 @@ from crossloom.training.run import (
 )
 from crossloom.training.sampling import expand
 from crossloom.training.saver import Saver
+from crossloom.training.skips import Skips, begin, forget
 from crossloom.training.start import start
 
 
@@ -137,11 +139,12 @@ def train(
     badness = Badness(recipe, stack.defects)
     if latest and found:
         first, before = found.step, found.notes.get("data", {})
-        _restore(found, str(latest), engine, recipe, badness, environment.main)
+        restore(found, str(latest), engine, recipe, badness, environment.main)
     if environment.main:
         prepare_folder(out, recipe)
         checkpoint.tidy(folder)
         Quarantine.prepare(out, first, stack.defects)
+        forget(out, first)
         met = sampling.shares(recipe, stack)
         checkpoint.write_atomically(out / sampling.FILE, sampling.to_json(met))
         for share in met if len(met) > 1 else ():
@@ -163,13 +166,23 @@ def train(
                   "goes on with whatever comes then")  # fmt: skip
     environment.barrier()
     saver = Saver(folder, environment, keep=recipe.keep, keep_every=recipe.keep_every)
-    selected = Saver(folder / "selected", environment, keep=0)
     run = _Run(
-        recipe, out, environment, model, engine, badness, saver, selected, stack.fingerprints()
+        recipe,
+        out,
+        environment,
+        model,
+        engine,
+        badness,
+        saver=saver,
+        selected=Saver(folder / "selected", environment, keep=0),
+        data=stack.fingerprints(),
+        guard=Guard(recipe.stall_after, environment.rank),
+        skips=begin(recipe, found.notes.get("skips", {}) if found else {}),
+        forwards=stragglers.Forwards(engine.model, environment.device),
     )
     run.measured = list(found.notes.get("held", [])) if found else []
     run.best = Best(**found.notes["best"]) if found and found.notes.get("best") else None
-    with Stop() as stop:
+    with Stop() as stop, run.guard:
         try:
             return run.steps(stack, shares, first, stop, display)
         except RuntimeError as error:
@@ -178,7 +191,7 @@ def train(
             raise RunError(str(known)) from None
 
 
-def _restore(
+def restore(
     found: checkpoint.Checkpoint,
     path: str,
     engine: Engine,
@@ -186,6 +199,11 @@ def _restore(
     badness: Badness,
     main: bool,
 ) -> None:
+    """Take a checkpoint that lies at a path into an engine and the counts of bad samples.
+
+    Raises:
+        RecipeError: it does not fit the recipe.
+    """
     check_identities(recipe, found.notes.get("identities", {}), str(Path(path).parent.parent))
     try:
         engine.load(found)
@@ -209,6 +227,9 @@ class _Run:
     selected: Saver
     """Writes the weights that do best on held-out shards; all but these are removed here."""
     data: dict[str, str]
+    guard: Guard
+    skips: Skips
+    forwards: stragglers.Forwards
     measured: list[dict[str, float]] = field(default_factory=list)
     """Held-out losses by component, of each measurement so far: what a pace follows."""
     best: Best | None = None
@@ -222,7 +243,7 @@ class _Run:
         stop: Stop,
         display: Callable[[Progress], None] | None,
     ) -> dict[str, float]:
-        recipe, environment = self.recipe, self.environment
+        recipe, environment, guard = self.recipe, self.environment, self.guard
         meters = Meters(environment, stack.collator.languages, self._classes())
         journal = Journal(self.out, first) if environment.main else None
         quarantine = Quarantine(self.out, environment.rank)
@@ -231,6 +252,7 @@ class _Run:
         report: dict[str, float] = {}
         step = first
         while step < recipe.steps:
+            guard.at("waiting for data", partial(_wanted, stack, shares, step))
             waited = time.perf_counter()
             mine = next(batches)
             self.engine.expect(mine[0])
@@ -238,9 +260,15 @@ class _Run:
             for batch in mine:
                 quarantine.add(step + 1, batch.defects)
                 self.badness.take(batch)
+            guard.at("summing counts over processes (all-reduce)")
             counts, stopping = self._counts(mine, stop)
-            sums = self.engine.step(step, mine, counts)
+            guard.met(slow=step == first)
+            guard.at(f"step {step + 1}: forward, backward, update")
+            sums = self.engine.step(step, mine, counts, self.skips.accept)
             step += 1
+            if self.skips.reason:
+                self.skips.note(step, mine, self.out, environment)
+                sums, counts = {}, dict.fromkeys(counts, 0.0)  # no part of any mean
             meters.add(
                 sums,
                 counts,
@@ -256,6 +284,8 @@ class _Run:
             last = step == recipe.steps or stopping
             measured: Measured = {}
             if held and (step % recipe.held_every == 0 or step == recipe.steps):
+                guard.met(slow=True)
+                guard.at("measuring losses on data held back")
                 began = time.perf_counter()
                 measured = held.measure(self.engine, partial(quarantine.add, step))
                 self._select(step, measured)
@@ -268,6 +298,8 @@ class _Run:
                 if display and environment.main:
                     display(Progress(step, recipe.steps, report, done=last))
             if step % recipe.save_every == 0 or last:
+                guard.met(slow=True)
+                guard.at(f"saving the checkpoint of step {step}")
                 self._save(step)
             if stopping:
                 break
@@ -334,7 +366,13 @@ class _Run:
     def _report(
         self, meters: Meters, journal: Journal | None, step: int, held: Measured
     ) -> dict[str, float]:
+        own = meters.numbers["waiting"] + self.forwards.seconds()
+        each = self.environment.gather(own / max(meters.numbers["steps"], 1.0))
         report = meters.report()
+        if self.environment.world > 1:
+            report |= stragglers.report(each)
+            if self.environment.main and (named := stragglers.slow(each)):
+                print(f"step {step}: {named}")
         report |= {
             f"held/{c}/{o}/{meter}": x
             for c, some in held.items()
@@ -347,6 +385,7 @@ class _Run:
         top = peak(self.environment.device)
         kinds = self._kinds()
         report["saves_failed"] = float(self.saver.failed)
+        report["skipped_total"] = float(self.skips.total)
         report["bad_total"] = float(sum(kinds.values()))
         report |= {f"bad/{kind}": float(n) for kind, n in kinds.items()}
         if top:
@@ -393,6 +432,7 @@ class _Run:
             "data": self.data,
             "held": self.measured,
             "best": asdict(self.best) if self.best else None,
+            "skips": self.skips.notes(),
         }
         self.saver.begin(step, self.engine.state(), notes)
 
@@ -446,3 +486,9 @@ class _Run:
             last = checkpoint.Checkpoint(checkpoint.folder_of(self.saver.folder, step))
             weights = last.weights | last.under("ema")
         checkpoint.write_atomically(self.out / WEIGHTS, save(weights))
+
+
+def _wanted(stack: Any, shares: Shares, step: int) -> str:
+    """Which shards a process reads for a step."""
+    shards = (s for group in shares.of_step(step) for n in group for s in stack.shards(n))
+    return f"the batch of step {step + 1} is read from {', '.join(dict.fromkeys(shards))}"

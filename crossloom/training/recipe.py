@@ -241,6 +241,15 @@ class Recipe:
     """Bad samples in a row that end the run."""
     bad_share: float = 0.01
     """Share of bad samples, after the first thousand examples, that ends the run."""
+    spike: float = 0.0
+    """A step whose gradient's norm is more than so many times its running mean is skipped, as one
+    whose norm is not finite always is; 0 to skip the latter alone."""
+    skips: int = 20
+    """Skipped steps of a run, past which it ends."""
+    stall_after: float = 60.0
+    """Seconds without the end of a step after which every process says where it stands, and the run
+    ends; ten times as long for a first step, a checkpoint or losses held back; 0 to wait for ever.
+    """
 
     def __post_init__(self) -> None:
         if min(self.steps, self.examples, self.micro) < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +16,10 @@ from crossloom.training.environment import Environment
 
 if TYPE_CHECKING:
     from crossloom.training.recipe import Recipe
+
+
+#: Whether a step is to be taken, by the norm of its gradient before clipping.
+Accept = Callable[[float], bool]
 
 
 class Spread(Protocol):
@@ -34,8 +38,15 @@ class Spread(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradients. Those of a step are averaged over processes."""
 
-    def update(self) -> Tensor:
-        """Clip, step, forget the gradients; return their global norm before clipping, a scalar."""
+    def update(self, accept: Accept) -> tuple[Tensor, bool]:
+        """Clip, step if the gradients' norm is accepted, forget them.
+
+        Returns:
+            Their global norm before clipping, a scalar, and whether the step was taken.
+
+        Raises:
+            RunError: the step should not have been taken, and cannot be left out any more.
+        """
 
     def rest(self) -> None:
         """Let go of what a forward pass without a backward pass has gathered."""

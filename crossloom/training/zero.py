@@ -22,7 +22,8 @@ from crossloom.training.checkpoint import Piece
 from crossloom.training.ddp import Whole, state_of
 from crossloom.training.environment import Environment
 from crossloom.training.optim import MOMENTS
-from crossloom.training.spread import Backend, Spread, passes
+from crossloom.training.quarantine import RunError
+from crossloom.training.spread import Accept, Backend, Spread, passes
 
 if TYPE_CHECKING:
     from crossloom.training.recipe import Recipe
@@ -120,11 +121,15 @@ class Zero(Whole):
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # only counts
 
-    def update(self) -> Tensor:
-        """Clip and step."""
+    def update(self, accept: Accept) -> tuple[Tensor, bool]:
+        """Clip, and step if it is accepted."""
         norm = self.clip()
-        self.engine.step()
-        return norm
+        if taken := accept(float(norm)):
+            self.engine.step()
+        else:
+            self.engine.zero_grad()
+            self.engine.micro_steps += 1  # it counts where it steps
+        return norm, taken
 
 
 class Stretches(Zero):
@@ -134,11 +139,16 @@ class Stretches(Zero):
         """DeepSpeed clips when it steps."""
         return torch.zeros(())
 
-    def update(self) -> Tensor:
-        """Clip and step."""
+    def update(self, accept: Accept) -> tuple[Tensor, bool]:
+        """Clip and step; DeepSpeed knows the norm only when it has stepped."""
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        return torch.as_tensor(norm, device=self.engine.device).detach()
+        norm = torch.as_tensor(self.engine.get_global_grad_norm(), device=self.engine.device)
+        if not accept(float(norm)):
+            raise RunError(
+                f"the gradient's norm is {float(norm):.6g}, and DeepSpeed leaves out no step from "
+                "stage 1 on; go on from the last checkpoint with --resume, by engine=ddp or fsdp"
+            )
+        return norm.detach(), True
 
     def parameters(self) -> Mapping[str, Piece]:
         """Stretches of those trained; those frozen are whole."""

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,3 +53,33 @@ def test_hosts_with_two_processes_each_give_the_losses_of_one_process(world, tmp
     for first, second in zip(one, many, strict=True):
         for name in (k for k in first if k.endswith("/loss")):
             assert second[name] == pytest.approx(first[name], abs=1e-4), (first["step"], name)
+
+
+def test_a_host_that_is_cut_off_ends_the_run_in_words(world, tmp_path):
+    recipe = replace(
+        tiny_recipe(world), micro=8, steps=100_000, log_every=1, stall_after=10.0, workers=0
+    )
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
+    out = tmp_path / "run"
+    with hosts(2) as made:
+        logs = [(tmp_path / f"host-{n}.log").open("w") for n in range(2)]
+        runs = [
+            made.start(
+                n, command(n, 2, tmp_path / "recipe.yaml", out), stderr=logs[n], stdout=logs[n]
+            )
+            for n in range(2)
+        ]
+        try:
+            limit = time.monotonic() + 240
+            metrics = out / "metrics.jsonl"
+            while not (metrics.is_file() and metrics.read_text().count("\n") > 3):
+                assert time.monotonic() < limit
+                time.sleep(0.2)
+            made.cut(1)
+            # nothing tells the first host that its packets go nowhere
+            assert runs[0].wait(60) != 0
+        finally:
+            stop(runs)
+    said = (tmp_path / "host-0.log").read_text()
+    for rank in (0, 1):
+        assert f"rank {rank}: no step has ended for 10 s or more" in said
