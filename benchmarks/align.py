@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import wait
 
 from crossloom.batch import AimBatch, Encoded, Stream, ViewBatch
 from crossloom.models.fusion import Fusion
@@ -70,7 +71,7 @@ def measure(examples: int, repeats: int, device: str) -> dict[str, Any]:
     clock = time.perf_counter if device == "cuda" else time.process_time
 
     def step(aligned: bool) -> float:
-        _wait(device)
+        wait(device)
         begin = clock()
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             encoded = Encoded(view, fusion(states, view), {})
@@ -78,16 +79,16 @@ def measure(examples: int, repeats: int, device: str) -> dict[str, Any]:
             if aligned:
                 loss = loss + 0.1 * align(encoded, signs)["loss"]
         loss.backward()
-        _wait(device)
+        wait(device)
         return clock() - begin
 
     def alone() -> float:
         """Alignment's own share, forward and backward, free of the noise of what it is added to."""
         leaves = {s: x.detach().requires_grad_() for s, x in states.items()}
-        _wait(device)
+        wait(device)
         begin = clock()
         align(Encoded(view, leaves, {}), signs)["loss"].backward()
-        _wait(device)
+        wait(device)
         return clock() - begin
 
     for aligned in (False, True):
@@ -115,11 +116,6 @@ def shown(words: np.ndarray, device: str) -> ViewBatch:
         for s, n in lengths.items()
     }
     return ViewBatch(streams=streams).to(device)
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

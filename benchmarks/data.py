@@ -100,30 +100,30 @@ def machine() -> dict[str, str]:
             **{p: version(p) for p in packages}}  # fmt: skip
 
 
-def read_lines(path: Path | None) -> list[str]:
-    """Lines of a file, or made up: words of a Zipf law over 120,000 in four alphabets."""
+def read_lines(path: Path | None, words: int = 120_000) -> list[str]:
+    """Lines of a file, or made up: so many words, by a Zipf law, in four alphabets."""
     if path:
         return [x for x in path.read_text("utf-8").splitlines() if x.strip()][:200_000]
     rng = np.random.default_rng(0)
     alphabets = [range(0x61, 0x7B), range(0x430, 0x450), range(0x3B1, 0x3C9), range(0x561, 0x587)]
-    words = []
-    for _ in range(120_000):
+    made = []
+    for _ in range(words):
         letters = [*alphabets[int(rng.choice(4, p=[0.55, 0.2, 0.15, 0.1]))]]
         size = int(rng.integers(2, 11))
-        words.append("".join(chr(letters[int(n)]) for n in rng.integers(len(letters), size=size)))
-    chosen = np.minimum(rng.zipf(1.15, 1_500_000) - 1, len(words) - 1)
-    ends = np.cumsum(rng.integers(5, 40, 60_000))
+        made.append("".join(chr(letters[int(n)]) for n in rng.integers(len(letters), size=size)))
+    chosen = np.minimum(rng.zipf(1.15, 12 * words + 60_000) - 1, words - 1)
+    ends = np.cumsum(rng.integers(5, 40, words // 2))
     ends = ends[ends < len(chosen)]
-    return [" ".join(words[n] for n in part) for part in np.split(chosen, ends)[:-1]]
+    return [" ".join(made[n] for n in part) for part in np.split(chosen, ends)[:-1]]
 
 
-def make_vocabulary(place: Path, lines: list[str]) -> Path:
-    """A unigram model of 39,000 pieces (fewer where the lines hold no more)."""
+def make_vocabulary(place: Path, lines: list[str], size: int = 39_000) -> Path:
+    """A unigram model of so many pieces (fewer where the lines hold no more)."""
     import sentencepiece
 
     path = place / "tokenizer.model"
     sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(lines), model_prefix=str(path.with_suffix("")), vocab_size=39_000,
+        sentence_iterator=iter(lines), model_prefix=str(path.with_suffix("")), vocab_size=size,
         hard_vocab_limit=False, bos_id=0, pad_id=1, eos_id=2, unk_id=3, minloglevel=2,
         control_symbols=["<mask>"], num_threads=2, input_sentence_size=60_000,
     )  # fmt: skip

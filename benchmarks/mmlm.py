@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import resident
 
 from crossloom.batch import AimBatch, Encoded, Stream, ViewBatch
 from crossloom.interop import bert
@@ -82,14 +83,14 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     shown = np.where(hidden, MASK, clean)
     step = (ours if options.side == "ours" else theirs)(reference, length, shown, clean, hidden)
     del reference
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     loss, times = 0.0, []
     for _ in range(options.repeats + 1):
         begin = time.perf_counter()
         loss = step()
         times.append(time.perf_counter() - begin)
-    peak = _status("VmHWM")
+    peak = resident("VmHWM")
     seconds = statistics.median(times[1:])
     return {
         "loss": loss, "seconds": seconds, "tokens_per_second": int(length.sum()) / seconds,
@@ -160,11 +161,6 @@ def ours(reference: Any, length: Any, shown: Any, clean: Any, hidden: Any) -> An
         return float(loss.detach())
 
     return step
-
-
-def _status(name: str) -> int:
-    line = next(x for x in open("/proc/self/status") if x.startswith(name))  # noqa: SIM115
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measuring import machine
 from torch import Tensor, nn
 
 from crossloom.batch import Stream, ViewBatch
@@ -48,19 +48,6 @@ def main() -> None:
     if options.json:
         found = {"machine": machine(), "rows": rows}
         options.json.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text().splitlines() if known.is_file() else []
-    names = [x.split(":")[1].strip() for x in lines if x.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def cases(small: bool) -> dict[str, tuple[Plan, Callable[[Plan], nn.Module]]]:

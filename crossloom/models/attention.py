@@ -3,7 +3,8 @@
 Queries are the units of one or more streams laid end to end, keys those of the streams they read.
 A :class:`Together` says where each example's units of several streams lie, once per view.
 Two back ends give the same numbers: a padded masked one (any device), and variable-length kernels
-(``torch.nn.attention.varlen``, CUDA with bf16 or fp16) when nothing is masked inside an example.
+(``torch.nn.attention.varlen``, CUDA with bf16 or fp16) when nothing is masked inside an example,
+or all that is masked is what a lone stream would read of its own future.
 
 Legend: E examples, N units laid flat, L longest example, H heads, C width of a head.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -35,16 +36,11 @@ class Together:
     valid: Tensor  #: [E, L] bool
     back: Tensor  #: [N] place of each flat unit in the rectangle
     full: bool  #: every example fills its row (known on the host)
-
-    @cached_property
-    def ordered(self) -> Tensor:
-        """[N] flat index of the units in example order: what variable-length kernels want."""
-        return self.back.argsort()
-
-    @cached_property
-    def bounds(self) -> Tensor:
-        """[E + 1] int32 cumulative lengths."""
-        return F.pad(self.length.cumsum(0), (1, 0)).to(torch.int32)
+    alone: bool  #: of one stream, whose units lie example by example as they are
+    # what variable-length kernels want
+    bounds: Tensor  #: [E + 1] int32 cumulative lengths
+    ordered: Tensor  #: [N] flat index of the units in example order
+    unordered: Tensor  #: [N] place in example order of each flat unit
 
 
 def together(streams: Mapping[str, Stream], names: tuple[str, ...]) -> Together:
@@ -52,18 +48,19 @@ def together(streams: Mapping[str, Stream], names: tuple[str, ...]) -> Together:
     parts = [streams[n] for n in names]
     longest = sum(p.longest for p in parts)
     flat_before, place_before = 0, torch.zeros_like(parts[0].length)
-    back = []
+    bounds = F.pad(torch.stack([p.length for p in parts]).sum(0).cumsum(0), (1, 0))
+    back, unordered = [], []
     for part in parts:
         unit = torch.arange(len(part.position), device=part.position.device)
         column = unit - part.start[part.example] + place_before[part.example]
         back.append(part.example * longest + column)
+        unordered.append(bounds[part.example] + column)
         place_before = place_before + part.length
         flat_before += len(unit)
-    places = torch.cat(back)
+    places, orders = torch.cat(back), torch.cat(unordered)
     examples = len(parts[0].length)
-    pad = places.new_zeros(examples * longest).scatter(
-        0, places, torch.arange(flat_before, device=places.device)
-    )
+    units = torch.arange(flat_before, device=places.device)
+    pad = places.new_zeros(examples * longest).scatter(0, places, units)
     column = torch.arange(longest, device=places.device)
     return Together(
         length=place_before,
@@ -72,6 +69,10 @@ def together(streams: Mapping[str, Stream], names: tuple[str, ...]) -> Together:
         valid=column < place_before[:, None],
         back=places,
         full=flat_before == examples * longest,
+        alone=len(names) == 1,
+        bounds=bounds.to(torch.int32),
+        ordered=torch.empty_like(orders).scatter(0, orders, units),
+        unordered=orders,
     )
 
 
@@ -97,13 +98,16 @@ class _Move(torch.autograd.Function):
 
 def to_rectangle(x: Tensor, where: Together) -> Tensor:
     """``[N, …]`` laid flat to ``[E, L, …]``; places without a unit hold an arbitrary row."""
-    out = _Move.apply(x, where.pad, where.back, None)
+    # what fills its rows lies there already
+    out = x if where.alone and where.full else _Move.apply(x, where.pad, where.back, None)
     return out.view(len(where.length), where.longest, *x.shape[1:])
 
 
 def to_flat(x: Tensor, where: Together) -> Tensor:
     """``[E, L, …]`` back to ``[N, …]``."""
     flat = x.reshape(-1, *x.shape[2:])
+    if where.alone and where.full:
+        return flat
     keep = where.valid.reshape(-1, *[1] * (flat.dim() - 1))
     out: Tensor = _Move.apply(flat, where.back, where.pad, keep)
     return out
@@ -299,10 +303,11 @@ def attention(
     if layout.record is not None:
         mask = layout.mask(queries, keys, causal)
         layout.record.append(Attention(queries, keys, _weights(q, k, to, of, mask), to, of))
-    restricted = causal or layout.roomy(keys) or layout.view.across or layout.unseen(keys)
-    plain = not restricted and not dropout
-    if q.is_cuda and plain and q.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(q, k, v, to, of)
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and not dropout:
+        restricted = layout.roomy(keys) or layout.view.across or layout.unseen(keys)
+        # beside other streams, a causal one would need a mask of its own
+        if not restricted and (not causal or causal == queries == keys):
+            return varlen(q, k, v, to, of, causal=bool(causal))
     mask = layout.mask(queries, keys, causal)
     out = F.scaled_dot_product_attention(
         to_rectangle(q, to).transpose(1, 2),
@@ -331,18 +336,36 @@ def _weights(q: Tensor, k: Tensor, to: Together, of: Together, mask: Tensor | No
     return scores.softmax(-1).nan_to_num(0.0).detach()
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, to: Together, of: Together) -> Tensor:
+def varlen(q: Tensor, k: Tensor, v: Tensor, to: Together, of: Together, *, causal: bool) -> Tensor:
+    """The same by kernels that take examples of any length end to end.
+
+    Args:
+        q: ``[Nq, H, C]``, laid as ``to`` says. k, v: ``[Nk, H, C]``, laid as ``of`` says.
+        to, of: where queries and keys lie.
+        causal: no unit reads a later one; queries and keys are then those of one stream.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
-    out: Any = varlen_attn(
-        q.index_select(0, to.ordered),
-        k.index_select(0, of.ordered),
-        v.index_select(0, of.ordered),
+    kernel: Any = varlen_attn
+    past: dict[str, Any] = {"is_causal": True} if _flagged() else {"window_size": (-1, 0)}
+    out: Tensor = kernel(
+        *(_ordered(x, where) for x, where in ((q, to), (k, of), (v, of))),
         to.bounds,
         of.bounds,
         to.longest,
         of.longest,
+        **(past if causal else {}),
     )
-    rows = torch.empty_like(to.ordered)
-    rows[to.ordered] = torch.arange(len(rows), device=rows.device)
-    return out.index_select(0, rows)
+    return out if to.alone else _Move.apply(out, to.unordered, to.ordered, None)
+
+
+def _ordered(x: Tensor, where: Together) -> Tensor:
+    return x if where.alone else _Move.apply(x, where.ordered, where.unordered, None)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _flagged() -> bool:
+    """Whether the kernel has a flag for reading no later unit (torch 2.10); else it has windows."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "is_causal" in signature(varlen_attn).parameters

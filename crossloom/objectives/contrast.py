@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality
 from crossloom.objectives.hard import Confidence, harden
-from crossloom.objectives.objective import Aim, Head, Objective, example_aim, mark
+from crossloom.objectives.objective import Aim, Head, Objective, example_aim, mark, operations
 from crossloom.objectives.pool import Pool, Summary
 from crossloom.objectives.queue import Queue, everyones
 from crossloom.objectives.view import Shown
@@ -150,7 +150,7 @@ class ContrastHead(Head):
 
     def __init__(self, spec: Contrast, widths: Mapping[str, int]) -> None:
         super().__init__()
-        self.pair, self.form = spec.pair, spec.form
+        self.pair, self.form, self.dim = spec.pair, spec.form, spec.dim
         projected = spec.pair[:1] if spec.shared else spec.pair
         if len({widths[s] for s in spec.pair}) > len(projected):
             raise ValueError(f"{' and '.join(spec.pair)} differ in width; set shared to false")
@@ -193,6 +193,14 @@ class ContrastHead(Head):
         state = summary[stream](encoded.after(self.layer))
         out = project[self.owner[stream]](state).float()
         return F.normalize(out, dim=1) if self.cosine else out
+
+    def operations(self, slots: float) -> float:
+        """The projections, and each row's products with the columns, each way that is scored."""
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        columns = slots * world if self.queue is None else len(self.queue.sample)
+        ways = len(self.queued) or (2 if self.form == "softmax" else 1)
+        own = sum(operations(m, slots) for m in (self.summary, self.project))
+        return own + 2 * ways * slots * columns * self.dim
 
     def factor(self) -> Tensor:
         """What cosines are multiplied by, a scalar."""

@@ -61,6 +61,10 @@ class Head(nn.Module, ABC):
         """Per example, ``[E, ...]``: what evaluation reads (scores, logits, an embedding)."""
         raise NotImplementedError(f"{type(self).__name__} predicts nothing per example")
 
+    def operations(self, slots: float) -> float:
+        """Floating-point operations of a forward pass over so many slots: of linear layers."""
+        return operations(self, slots)
+
     def borrow(self, other: Head) -> None:
         """Use another head's part instead of an own one: its transform, or its pooler.
 
@@ -70,6 +74,12 @@ class Head(nn.Module, ABC):
             ValueError: this head, or the other, has no such part, or they differ in shape.
         """
         raise ValueError(f"{type(self).__name__} has nothing that another head could lend")
+
+
+def operations(module: nn.Module, rows: float) -> float:
+    """Floating-point operations of a module's linear layers over so many rows each."""
+    linear = (m for m in module.modules() if isinstance(m, nn.Linear))
+    return sum(2 * rows * m.in_features * m.out_features for m in linear)
 
 
 def lend(borrower: Head, lender: Head, part: str) -> None:

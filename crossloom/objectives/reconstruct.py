@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality, Target
-from crossloom.objectives.objective import Aim, Head, Objective, lend
+from crossloom.objectives.objective import Aim, Head, Objective, lend, operations
 from crossloom.objectives.view import Shown
 from crossloom.objectives.vocabulary import cross_entropy_sum
 from crossloom.units import Array, Fate
@@ -164,6 +164,11 @@ class ReconstructHead(Head):
         self.shape = (target.dim, width)
         if not tied:
             self.untie()
+
+    def operations(self, slots: float) -> float:
+        """The transform, lent or own, and the decoder."""
+        dim, width = self.shape
+        return operations(self.transform, slots) + 2 * slots * dim * width
 
     def borrow(self, other: Head) -> None:
         """Use another head's transform."""

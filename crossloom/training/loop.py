@@ -278,7 +278,7 @@ class _Run:
                 examples=sum(len(b.keys) for b in mine),
                 units=sum(b.units for b in mine),
                 bad=sum(len(b.defects) for b in mine),
-                flops=self._flops(mine),
+                flops=sum(flops.of_batch(self.model, b) for b in mine),
                 fill=[b.fill for b in mine],
             )
             last = step == recipe.steps or stopping
@@ -408,14 +408,6 @@ class _Run:
             if isinstance(head, ReconstructHead)
             and (head.loss, head.smoothing) == ("cross_entropy", 0.0)
         }
-
-    def _flops(self, batches: list[Batch]) -> float:
-        dims = {
-            name: (head.shape[1], head.shape[0])
-            for name, head in self.model.heads.items()
-            if isinstance(head, ReconstructHead)
-        }
-        return sum(flops.of_batch(self.recipe.plan, b, dims) for b in batches)
 
     def _kinds(self) -> dict[str, int]:
         """Bad samples so far, by kind, over all processes."""
