@@ -15,10 +15,10 @@ from crossloom.data_pipelines.collate import Collator, Example
 from crossloom.modalities.modality import Modality
 from crossloom.modalities.text import Text
 from crossloom.models import flops
+from crossloom.training.engine import Engine
 from crossloom.training.environment import Environment, peak
 from crossloom.training.recipe import Recipe
 from crossloom.training.run import make_model
-from crossloom.training.torch_engine import TorchEngine
 from crossloom.units import Array, Units, make_units
 
 
@@ -152,7 +152,7 @@ class Ours:
         if compiled:
             for layer in self.model.fusion.layers:
                 layer.compile(dynamic=True)
-        self.engine = TorchEngine(self.model, self.recipe, Environment(device))
+        self.engine = Engine(self.model, self.recipe, Environment(device))
 
     def ready(self, batch: Batch) -> Batch:
         """A batch where its copy to the device does not hold up the step."""

@@ -65,10 +65,10 @@ class Whole:
         """Add gradients."""
         loss.backward()
 
-    def update(self, accept: Accept) -> tuple[Tensor, bool]:
+    def update(self, accept: Accept | None) -> tuple[Tensor, bool]:
         """Clip, and step if it is accepted."""
         norm = self.clip()
-        if taken := accept(float(norm)):
+        if taken := accept is None or accept(float(norm)):
             self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return norm, taken

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -65,7 +64,7 @@ class Engine:
         number: int,
         batches: Sequence[Batch],
         counts: Mapping[str, float],
-        accept: Accept = math.isfinite,
+        accept: Accept | None = None,
     ) -> Sums:
         """Forward and backward over the batches, then one update, if the gradient is accepted.
 
@@ -74,7 +73,8 @@ class Engine:
             batches: this process's share, as NumPy arrays.
             counts: by objective, summed weights over all processes and batches of the step.
             accept: told the gradient's norm over all processes, before clipping; where it says no,
-                nothing changes: neither weights nor the optimiser, queues or averages.
+                nothing changes: neither weights nor the optimiser, queues or averages. It is what
+                the host waits for in a step; None takes every step and waits for nothing.
 
         Returns:
             Local sums, detached; ``"step"`` holds ``"norm"``, the gradient's norm before clipping.

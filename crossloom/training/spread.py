@@ -38,7 +38,7 @@ class Spread(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradients. Those of a step are averaged over processes."""
 
-    def update(self, accept: Accept) -> tuple[Tensor, bool]:
+    def update(self, accept: Accept | None) -> tuple[Tensor, bool]:
         """Clip, step if the gradients' norm is accepted, forget them.
 
         Returns:

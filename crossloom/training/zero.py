@@ -121,10 +121,10 @@ class Zero(Whole):
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # only counts
 
-    def update(self, accept: Accept) -> tuple[Tensor, bool]:
+    def update(self, accept: Accept | None) -> tuple[Tensor, bool]:
         """Clip, and step if it is accepted."""
         norm = self.clip()
-        if taken := accept(float(norm)):
+        if taken := accept is None or accept(float(norm)):
             self.engine.step()
         else:
             self.engine.zero_grad()
@@ -139,11 +139,11 @@ class Stretches(Zero):
         """DeepSpeed clips when it steps."""
         return torch.zeros(())
 
-    def update(self, accept: Accept) -> tuple[Tensor, bool]:
+    def update(self, accept: Accept | None) -> tuple[Tensor, bool]:
         """Clip and step; DeepSpeed knows the norm only when it has stepped."""
         self.engine.step()
         norm = torch.as_tensor(self.engine.get_global_grad_norm(), device=self.engine.device)
-        if not accept(float(norm)):
+        if accept is not None and not accept(float(norm)):
             raise RunError(
                 f"the gradient's norm is {float(norm):.6g}, and DeepSpeed leaves out no step from "
                 "stage 1 on; go on from the last checkpoint with --resume, by engine=ddp or fsdp"

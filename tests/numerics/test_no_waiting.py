@@ -12,10 +12,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crossloom.plugins import listed
+from crossloom.training.engine import Engine
 from crossloom.training.environment import start
 from crossloom.training.recipe import load_recipe
 from crossloom.training.run import make_model, make_stack
-from crossloom.training.torch_engine import TorchEngine
 
 WAITING = (
     "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "_unique2",
@@ -102,7 +102,7 @@ def test_a_step_asks_for_nothing(name, world):
     recipe = replace(recipe, data=str(world), examples=4, micro=1, fused=0, workers=0)
     recipe = recipe.located()
     stack = make_stack(recipe)
-    engine = TorchEngine(make_model(recipe), recipe, start("cpu"))
+    engine = Engine(make_model(recipe), recipe, start("cpu"))
     batches, drawn = [], set()
     for number in range(60):
         batch = stack.micro(number)
