@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from crossloom.data_pipelines.annotated import Labelled, Pairs, Questions, Refers
 from crossloom.data_pipelines.marked import Spans, Words
 from crossloom.data_pipelines.passages import Alternating, Following, Switched
-from crossloom.data_pipelines.read import (
-    Blocks,
-    Labelled,
-    Pairs,
-    Parallel,
-    Plain,
-    Questions,
-    Refers,
-    Texts,
-)
+from crossloom.data_pipelines.read import Blocks, Parallel, Plain, Texts
 from crossloom.data_pipelines.reader import Reader
 
 READERS: Mapping[str, type[Reader]] = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from crossloom.data_pipelines.read import Pairs
+from crossloom.data_pipelines.annotated import Pairs
 from crossloom.data_pipelines.reader import Reader
 from crossloom.evaluation.choice import Choice, Record
 from crossloom.evaluation.metrics import mean_by

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from crossloom.data_pipelines.annotated import Refers
 from crossloom.data_pipelines.collate import Example
-from crossloom.data_pipelines.read import Refers
 from crossloom.data_pipelines.source import Defect
 from crossloom.evaluation.metrics import mean_by
 from crossloom.evaluation.predict import predict

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from crossloom.data_pipelines.read import Pairs
+from crossloom.data_pipelines.annotated import Pairs
 from crossloom.data_pipelines.reader import Reader, sample_json
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.evaluation.choice import Choice, Record

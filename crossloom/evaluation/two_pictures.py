@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from crossloom.data_pipelines.read import Pairs
+from crossloom.data_pipelines.annotated import Pairs
 from crossloom.data_pipelines.reader import Reader
 from crossloom.evaluation.choice import Choice, Record
 from crossloom.evaluation.task import Budget, other_stream

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from crossloom.data_pipelines.read import Questions
+from crossloom.data_pipelines.annotated import Questions
 from crossloom.data_pipelines.reader import Reader
 from crossloom.evaluation.choice import Choice, Record
 from crossloom.evaluation.task import Budget

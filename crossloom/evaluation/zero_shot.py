@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossloom.data_pipelines.annotated import Labelled
 from crossloom.data_pipelines.collate import Example
-from crossloom.data_pipelines.read import Labelled
 from crossloom.data_pipelines.source import Defect
 from crossloom.evaluation.features import features, read_examples
 from crossloom.evaluation.metrics import mean_by

@@ -20,7 +20,8 @@ from typing import Any
 
 from torch import Tensor
 
-from crossloom.data_pipelines.read import Questions, Texts
+from crossloom.data_pipelines.annotated import Questions
+from crossloom.data_pipelines.read import Texts
 from crossloom.interop import bert
 from crossloom.interop.bert import TEXT, require
 from crossloom.interop.rules import Rule, both, read_all, same, write_all

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from crossloom.data_pipelines.annotated import Refers
 from crossloom.data_pipelines.links import Links
-from crossloom.data_pipelines.read import Refers, Texts
+from crossloom.data_pipelines.read import Texts
 from crossloom.models.plan import Plan
 from crossloom.models.presets import single_stream
 from crossloom.objectives.match import Match

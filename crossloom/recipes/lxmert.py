@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from crossloom.data_pipelines.read import Questions, Texts
+from crossloom.data_pipelines.annotated import Questions
+from crossloom.data_pipelines.read import Texts
 from crossloom.data_pipelines.world import ANSWERS
 from crossloom.models.presets import cross_encoder
 from crossloom.objectives.match import Match

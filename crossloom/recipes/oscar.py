@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from crossloom.data_pipelines.read import Questions, Texts
+from crossloom.data_pipelines.annotated import Questions
+from crossloom.data_pipelines.read import Texts
 from crossloom.data_pipelines.tags import Tags
 from crossloom.modalities.regions import Regions
 from crossloom.objectives.presets import BERT, mtl, tag_contrast, tagged

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from crossloom.data_pipelines.read import Parallel, Questions, Texts
+from crossloom.data_pipelines.annotated import Questions
+from crossloom.data_pipelines.read import Parallel, Texts
 from crossloom.modalities.patches import (
     Patches,
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from crossloom.data_pipelines.read import Pairs, Questions, Refers, Texts
+from crossloom.data_pipelines.annotated import Pairs, Questions, Refers
+from crossloom.data_pipelines.read import Texts
 from crossloom.data_pipelines.reader import Reader
 from crossloom.data_pipelines.world import ANSWERS
 from crossloom.objectives.classify import Classify

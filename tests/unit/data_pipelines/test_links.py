@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from crossloom.data_pipelines.annotated import Questions, Refers
 from crossloom.data_pipelines.links import Links
-from crossloom.data_pipelines.read import Questions, Refers, Texts
+from crossloom.data_pipelines.read import Texts
 from crossloom.data_pipelines.tags import Tags
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.recipe import from_dict, to_dict

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from test_tars import tar
 
 from crossloom.data_pipelines import index, shards, summary
+from crossloom.data_pipelines.annotated import Pairs, Questions
 from crossloom.data_pipelines.check import write_indexes
 from crossloom.data_pipelines.index import Entries
 from crossloom.data_pipelines.marked import Spans, Words
 from crossloom.data_pipelines.passages import Alternating, Following, Switched
-from crossloom.data_pipelines.read import Pairs, Parallel, Plain, Questions, Texts
+from crossloom.data_pipelines.read import Parallel, Plain, Texts
 from crossloom.data_pipelines.recent import Recent
 from crossloom.data_pipelines.shards import ShardError, load_index, open_shards
 from crossloom.data_pipelines.source import Source

@@ -4,8 +4,9 @@ import os
 import numpy as np
 import pytest
 
+from crossloom.data_pipelines.annotated import Pairs, Questions
 from crossloom.data_pipelines.collate import Collator, Example, exhibit
-from crossloom.data_pipelines.read import Pairs, Parallel, Questions, Texts
+from crossloom.data_pipelines.read import Parallel, Texts
 from crossloom.data_pipelines.shards import ShardError, index_path, load_index, open_shards
 from crossloom.data_pipelines.source import Source
 from crossloom.data_pipelines.write import ShardWriter

@@ -11,7 +11,8 @@ import fixtures_sources as make
 import fixtures_text_sources as text
 import pytest
 
-from crossloom.data_pipelines.read import Pairs, Parallel, Texts
+from crossloom.data_pipelines.annotated import Pairs
+from crossloom.data_pipelines.read import Parallel, Texts
 from crossloom.data_pipelines.reader import Reader
 from crossloom.data_pipelines.shards import ShardError, open_shards
 from crossloom.data_pipelines.show import show_shards

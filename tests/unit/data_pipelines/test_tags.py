@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from crossloom.data_pipelines.read import Questions, Texts
+from crossloom.data_pipelines.annotated import Questions
+from crossloom.data_pipelines.read import Texts
 from crossloom.data_pipelines.tags import Tags
 from crossloom.models.presets import single_stream
 from crossloom.objectives.presets import mtl, tag_contrast, tagged

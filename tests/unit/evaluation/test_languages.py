@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import crossloom
-from crossloom.data_pipelines.read import Pairs, Questions, Texts, sample_json
+from crossloom.data_pipelines.annotated import Pairs, Questions
+from crossloom.data_pipelines.read import Texts, sample_json
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.finetune import evaluate, finetune

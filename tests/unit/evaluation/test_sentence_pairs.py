@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from crossloom.data_pipelines.read import Pairs
+from crossloom.data_pipelines.annotated import Pairs
 from crossloom.data_pipelines.shards import ShardError
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.finetune import evaluate, finetune, make_task

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from crossloom.data_pipelines.read import Labelled, Questions, Refers
+from crossloom.data_pipelines.annotated import Labelled, Questions, Refers
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.finetune import evaluate, finetune, make_task

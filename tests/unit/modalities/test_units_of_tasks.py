@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crossloom.batch import Stream, ViewBatch
-from crossloom.data_pipelines.read import Pairs, Refers
+from crossloom.data_pipelines.annotated import Pairs, Refers
 from crossloom.data_pipelines.source import visit
 from crossloom.modalities.text import Text
 from crossloom.testing import check_modality

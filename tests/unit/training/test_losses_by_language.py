@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from crossloom.batch import AimBatch, fuse
+from crossloom.data_pipelines.annotated import Questions
 from crossloom.data_pipelines.collate import Collator, Example
-from crossloom.data_pipelines.read import Blocks, Questions, Texts
+from crossloom.data_pipelines.read import Blocks, Texts
 from crossloom.data_pipelines.summary import Listed
 from crossloom.evaluation.report import _curves, _languages
 from crossloom.modalities.text import Text, fill
