@@ -305,6 +305,8 @@ class _Run:
                 break
         if journal:
             journal.close()
+        guard.met(slow=True)
+        guard.at("writing the last checkpoint")
         self.saver.finish()
         if step > first:
             self._check_saved(step)
