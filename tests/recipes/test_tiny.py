@@ -24,7 +24,16 @@ from crossloom.training.run import make_model, make_stack
 from crossloom.training.schedule import Schedule
 
 STEPS, LINES = 120, 10
-TINY = [p.name for p in listed("recipe") if p.name.endswith("-tiny")]
+#: Near relations of others: in the long suite.
+RELATED = (
+    "controlled-vilbert", "controlled-lxmert", "controlled-visualbert", "controlled-vl-bert",
+    "oscar-plus", "siglip-multilingual", "multilingual-clip", "xuniter", "xlm-clm", "xnlg-encoder",
+)  # fmt: skip
+TINY = [
+    pytest.param(p.name, marks=pytest.mark.slow if p.name.removesuffix("-tiny") in RELATED else ())
+    for p in listed("recipe")
+    if p.name.endswith("-tiny")
+]
 
 
 @pytest.fixture(scope="session")
