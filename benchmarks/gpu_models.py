@@ -264,6 +264,9 @@ def clip(device: torch.device, small: bool) -> Iterator[Row]:
         }
     examples = 6 if small else 512
     theirs = None
+    if small and not find_spec("open_clip"):
+        yield Row("clip", "section", "", note="open_clip is not installed")
+        return
     if find_spec("open_clip"):
         from open_clip import CLIP
 

@@ -146,7 +146,8 @@ class Ours:
     ) -> None:
         self.recipe = replace(recipe, precision="bf16" if half else "fp32")
         self.device, self.number = device, 0
-        self.model = make_model(self.recipe)
+        with device:  # initial weights of hundreds of millions take long to draw on a CPU
+            self.model = make_model(self.recipe)
         if weights is not None:
             self.model.load_state_dict(weights, strict=False)
         if compiled:
