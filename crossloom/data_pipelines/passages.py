@@ -15,17 +15,14 @@ from crossloom.data_pipelines.alignment import Link, phrases, read_links, words
 from crossloom.data_pipelines.reader import (
     Labels,
     Reader,
-    count_stretches,
+    Stretched,
     field_of,
     on_hand,
     sample_json,
-    stretch_of,
     text_of,
     two_of,
 )
-from crossloom.data_pipelines.shards import Entry
 from crossloom.data_pipelines.stretches import Length
-from crossloom.data_pipelines.summary import Listed, one
 from crossloom.modalities.scripts import CLOSING, STOPS, unspaced
 from crossloom.units import BadSample, Passage, Sample
 
@@ -34,7 +31,7 @@ _BORDER = re.compile(rf"\n|[{re.escape(''.join(STOPS))}][{re.escape(CLOSING)}]*(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Following(Reader):
+class Following(Stretched):
     """Two passages of a document, the second going on where the first ends (BERT).
 
     Each stretch of a document (all of a short one) is an item, met once in an epoch, and parted
@@ -44,10 +41,6 @@ class Following(Reader):
     """
 
     kind: ClassVar[str] = "following"
-    of: str = "texts"
-    """Field of the json: texts by language, which are the paragraphs of a document."""
-    languages: tuple[str, ...] = ()
-    """Languages to read; empty for all."""
     stretch: Length = 1024
     """Most characters of both passages: choose as many as the stream's limit holds, else the longer
     passage loses its end."""
@@ -63,14 +56,6 @@ class Following(Reader):
         """The share ``mismatch``."""
         return self.mismatch
 
-    def items(self, entry: Entry) -> int:
-        """The stretches in all the languages read; one of a sample whose json does not parse."""
-        return count_stretches(one(entry.items), self.of, self.languages, self.stretch)
-
-    def total(self, listed: Listed) -> int | None:
-        """The stretches of all the samples."""
-        return count_stretches(listed, self.of, self.languages, self.stretch)
-
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
@@ -79,7 +64,7 @@ class Following(Reader):
         Raises:
             BadSample: "empty text": there is one word only.
         """
-        found = stretch_of(sample_json(members), self.of, self.languages, self.stretch, item)
+        found = self.passage(members, item)
         cuts = _cuts(found.text)
         if not cuts:
             raise BadSample("empty text", f"one word, {found.text[:40]!r}, makes no two passages")

@@ -13,17 +13,16 @@ from crossloom.data_pipelines.links import Links
 from crossloom.data_pipelines.reader import (
     Labels,
     Reader,
-    count_stretches,
+    Stretched,
     field_of,
     on_hand,
     sample_json,
-    stretch_of,
     text_of,
     two_of,
 )
 from crossloom.data_pipelines.shards import Entry
 from crossloom.data_pipelines.stretches import Length
-from crossloom.data_pipelines.summary import Listed, one
+from crossloom.data_pipelines.summary import Listed
 from crossloom.data_pipelines.tags import Tags
 from crossloom.data_pipelines.vectors import read_vector
 from crossloom.units import BadSample, Passage, Sample
@@ -140,7 +139,7 @@ class Texts(Reader):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blocks(Reader):
+class Blocks(Stretched):
     """Documents and sentences as blocks that fill the text stream's limit.
 
     Each stretch of a document (all of a short one) is an item, met once in an epoch. The stretches
@@ -150,10 +149,6 @@ class Blocks(Reader):
     """
 
     kind: ClassVar[str] = "blocks"
-    of: str = "texts"
-    """Field of the json: texts by language, which are the paragraphs of a document."""
-    languages: tuple[str, ...] = ()
-    """Languages to read; empty for all."""
     stretch: Length = 4096
     """Most characters of a document that are read at a time; the longer, the more of a block is
     one piece of text, and the more blocks of a micro-batch are neighbours."""
@@ -165,19 +160,11 @@ class Blocks(Reader):
         """Always."""
         return True
 
-    def items(self, entry: Entry) -> int:
-        """The stretches in all the languages read; one of a sample whose json does not parse."""
-        return count_stretches(one(entry.items), self.of, self.languages, self.stretch)
-
-    def total(self, listed: Listed) -> int | None:
-        """The stretches of all the samples."""
-        return count_stretches(listed, self.of, self.languages, self.stretch)
-
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is one stretch, in one language; label ``language``."""
-        passage = stretch_of(sample_json(members), self.of, self.languages, self.stretch, item)
+        passage = self.passage(members, item)
         labels = {"language": passage.language, "text": passage.text}
         return {**members, **dict.fromkeys(("text", *self.copies), (passage,))}, labels
 

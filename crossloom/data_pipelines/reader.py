@@ -19,7 +19,7 @@ import numpy as np
 from crossloom.data_pipelines.layouts import adapt
 from crossloom.data_pipelines.shards import Entry
 from crossloom.data_pipelines.stretches import Length, stretches
-from crossloom.data_pipelines.summary import Listed
+from crossloom.data_pipelines.summary import Listed, one
 from crossloom.data_pipelines.tars import UNREAD
 from crossloom.units import BadSample, Passage, Sample
 
@@ -159,6 +159,34 @@ def two_of(found: Sequence[str], rng: np.random.Generator) -> tuple[str, str]:
         raise BadSample("missing language", f"only {found[0]} of a parallel text is there")
     first, second = rng.choice(len(found), 2, replace=False)
     return found[first], found[second]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretched(Reader):
+    """Each stretch of a document (all of a short one) is an item, met once in an epoch."""
+
+    of: str = "texts"
+    """Field of the json: texts by language, which are the paragraphs of a document."""
+    languages: tuple[str, ...] = ()
+    """Languages to read; empty for all."""
+    stretch: Length = 4096
+    """Most characters of a document that are read at a time."""
+
+    def items(self, entry: Entry) -> int:
+        """The stretches in all the languages read; one of a sample whose json does not parse."""
+        return count_stretches(one(entry.items), self.of, self.languages, self.stretch)
+
+    def total(self, listed: Listed) -> int | None:
+        """The stretches of all the samples."""
+        return count_stretches(listed, self.of, self.languages, self.stretch)
+
+    def passage(self, members: Mapping[str, bytes], item: int) -> Passage:
+        """The stretch of that number.
+
+        Raises:
+            BadSample: it is missing, or empty.
+        """
+        return stretch_of(sample_json(members), self.of, self.languages, self.stretch, item)
 
 
 def count_stretches(listed: Listed, of: str, languages: tuple[str, ...], length: Length) -> int:

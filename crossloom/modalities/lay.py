@@ -86,3 +86,27 @@ def lay(rows: Sequence[Units], parts: Sequence[Part], head: int = 1) -> Units:
         group=np.concatenate(groups),
         languages=begin[0].languages[:1],  # what is joined is of one language
     )
+
+
+def fill(units: Units, limit: int, pad: int) -> Units:
+    """Text units followed by ``<pad>`` up to ``limit``; none of them is ever hidden.
+
+    A pad takes the last unit's language and segment, and the next positions.
+    """
+    count = limit - len(units)
+    content = {k: np.concatenate([v, np.repeat(v[-1:], count)]) for k, v in units.content.items()}
+    content["token"][len(units) :] = pad
+    targets = {"token": content["token"].copy()}
+    if "sentence" in units.targets:
+        targets["sentence"] = np.append(units.targets["sentence"], np.repeat(-1, count))
+    if "characters" in units.targets:
+        told = units.targets["characters"]
+        targets["characters"] = np.pad(told, ((0, count), (0, 0)), constant_values=-1)
+    return make_units(
+        content,
+        targets=targets,
+        position=np.concatenate([units.position, units.position[-1] + 1 + np.arange(count)]),
+        maskable=np.concatenate([units.maskable, np.zeros(count, bool)]),
+        group=np.concatenate([units.group, np.repeat(units.group[-1:] + 1, count)]),
+        languages=units.languages,
+    )

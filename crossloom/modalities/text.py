@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from crossloom.modalities.lay import blocks, lay, turned
+from crossloom.modalities.lay import blocks, fill, lay, turned
 from crossloom.modalities.modality import Modality, Target
 from crossloom.modalities.scripts import CLOSING, STOPS
 from crossloom.modalities.text_embedding import TextEmbedder
@@ -418,30 +418,6 @@ def _sign(signs: Mapping[str, int], language: str) -> int:
             return number
     raise BadSample("unknown language", f"no token for language {language!r}; there are those of "
                     f"{', '.join(signs)}")  # fmt: skip
-
-
-def fill(units: Units, limit: int, pad: int) -> Units:
-    """Text units followed by ``<pad>`` up to ``limit``; none of them is ever hidden.
-
-    A pad takes the last unit's language and segment, and the next positions.
-    """
-    count = limit - len(units)
-    content = {k: np.concatenate([v, np.repeat(v[-1:], count)]) for k, v in units.content.items()}
-    content["token"][len(units) :] = pad
-    targets = {"token": content["token"].copy()}
-    if "sentence" in units.targets:
-        targets["sentence"] = np.append(units.targets["sentence"], np.repeat(-1, count))
-    if "characters" in units.targets:
-        told = units.targets["characters"]
-        targets["characters"] = np.pad(told, ((0, count), (0, 0)), constant_values=-1)
-    return make_units(
-        content,
-        targets=targets,
-        position=np.concatenate([units.position, units.position[-1] + 1 + np.arange(count)]),
-        maskable=np.concatenate([units.maskable, np.zeros(count, bool)]),
-        group=np.concatenate([units.group, np.repeat(units.group[-1:] + 1, count)]),
-        languages=units.languages,
-    )
 
 
 def _numbered(spans: Array, parts: Sequence[tuple[int, int, int]]) -> Array:

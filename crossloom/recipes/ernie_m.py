@@ -8,21 +8,17 @@ from crossloom.data_pipelines.read import Texts
 from crossloom.objectives.crosslingual import btmlm, camlm
 from crossloom.objectives.presets import mmlm, tlm
 from crossloom.recipes.from_xlm_r import (
-    ADAM,
     PAIR,
     SECOND,
-    TIED,
     apart,
     documents,
+    going_on,
     small_plan,
     together,
-    xlm_r_plan,
-    xlm_r_texts,
 )
 from crossloom.recipes.parts import train
 from crossloom.recipes.world import tiny
 from crossloom.training.recipe import Component, Phase, Recipe
-from crossloom.training.schedule import Schedule
 
 #: Steps without pseudo tokens, and with them.
 FIRST, SECOND_STAGE = 150_000, 50_000
@@ -45,12 +41,8 @@ def ernie_m() -> Recipe:
     279,295,194 parameters: XLM-R's 278,295,186, and biases of TLM, of either side of CAMLM and of
     BTMLM, 250,002 each.
     """
-    return Recipe(
-        name="ernie-m",
-        data="shards",
-        modalities=xlm_r_texts(),
-        tied=TIED,
-        plan=xlm_r_plan(),
+    return going_on(
+        "ernie-m",
         objectives={
             "mmlm": mmlm(),
             "tlm": replace(tlm(), shares="mmlm"),
@@ -73,12 +65,7 @@ def ernie_m() -> Recipe:
             Phase(step=FIRST, weights={"documents": 1, "together": 1, "apart": 1, "pseudo": 1}),
         ),
         steps=FIRST + SECOND_STAGE,
-        examples=16,
-        micro=384,
         fused=1,
-        optim=ADAM,
-        schedule=Schedule(shape="linear", warmup=10_000),
-        precision="bf16",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,17 +10,18 @@ from crossloom.data_pipelines.read import Blocks, Parallel
 from crossloom.data_pipelines.reader import Reader
 from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
+from crossloom.objectives.objective import Objective
 from crossloom.recipes.languages import CC100
 from crossloom.recipes.parts import TEXT, bert_plan, tiny_plan, train
 from crossloom.training.optim import Optim
-from crossloom.training.recipe import Component
+from crossloom.training.recipe import Component, Recipe
+from crossloom.training.schedule import Schedule
 
 SECOND = "second"
 #: A text, and its translation where the two are read apart.
 PAIR = (TEXT, SECOND)
 #: The translation has the embedder of the text.
 TIED = {SECOND: TEXT}
-ADAM = Optim(rate=2e-4, betas=(0.9, 0.98), epsilon=1e-6, decay=0.01, clip=1.0)
 
 
 def xlm_r_texts(**changes: Any) -> dict[str, Text]:
@@ -69,3 +71,32 @@ def apart(*objectives: str) -> Component:
 
 def _translations(reader: Reader, objectives: tuple[str, ...]) -> Component:
     return Component(shards=train("opus"), reader=reader, objectives=objectives)
+
+
+def going_on(
+    name: str, objectives: Mapping[str, Objective], mixture: Mapping[str, Component], **changes: Any
+) -> Recipe:
+    """A recipe over XLM-R base: 200,000 steps of 6,144 examples, as published for InfoXLM.
+
+    Args:
+        name: of the recipe.
+        objectives: by name.
+        mixture: by name; steps mix its components by chance.
+        changes: other fields of :class:`~crossloom.training.recipe.Recipe`.
+    """
+    recipe = Recipe(
+        name=name,
+        data="shards",
+        modalities=xlm_r_texts(),
+        tied=TIED,
+        plan=xlm_r_plan(),
+        objectives=objectives,
+        mixture=mixture,
+        steps=200_000,
+        examples=16,
+        micro=384,
+        optim=Optim(rate=2e-4, betas=(0.9, 0.98), epsilon=1e-6, decay=0.01, clip=1.0),
+        schedule=Schedule(shape="linear", warmup=10_000),
+        precision="bf16",
+    )
+    return replace(recipe, **changes)

@@ -6,20 +6,9 @@ from dataclasses import replace
 
 from crossloom.objectives.crosslingual import sctl, wctl
 from crossloom.objectives.presets import mmlm, tlm
-from crossloom.recipes.from_xlm_r import (
-    ADAM,
-    PAIR,
-    TIED,
-    apart,
-    documents,
-    small_plan,
-    together,
-    xlm_r_plan,
-    xlm_r_texts,
-)
+from crossloom.recipes.from_xlm_r import PAIR, apart, documents, going_on, small_plan, together
 from crossloom.recipes.world import tiny
 from crossloom.training.recipe import Recipe
-from crossloom.training.schedule import Schedule
 
 
 def hictl() -> Recipe:
@@ -37,12 +26,8 @@ def hictl() -> Recipe:
 
     278,545,188 parameters: XLM-R's 278,295,186, and a bias of TLM (250,002).
     """
-    return Recipe(
-        name="hictl",
-        data="shards",
-        modalities=xlm_r_texts(),
-        tied=TIED,
-        plan=xlm_r_plan(),
+    return going_on(
+        "hictl",
         objectives={
             "mmlm": mmlm(),
             "tlm": replace(tlm(), shares="mmlm"),
@@ -54,12 +39,6 @@ def hictl() -> Recipe:
             "together": together("tlm", "words"),
             "apart": apart("sentences"),
         },
-        steps=200_000,
-        examples=16,
-        micro=384,
-        optim=ADAM,
-        schedule=Schedule(shape="linear", warmup=10_000),
-        precision="bf16",
     )
 
 

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 from crossloom.objectives.presets import mmlm, tlm, xlco_queue
 from crossloom.recipes.from_xlm_r import (
-    ADAM,
     PAIR,
-    TIED,
     apart,
     documents,
+    going_on,
     small_plan,
     together,
     xlm_r_plan,
@@ -18,7 +17,6 @@ from crossloom.recipes.from_xlm_r import (
 )
 from crossloom.recipes.world import tiny
 from crossloom.training.recipe import Recipe
-from crossloom.training.schedule import Schedule
 
 
 def infoxlm() -> Recipe:
@@ -44,12 +42,8 @@ def infoxlm() -> Recipe:
     contrast (589,824), and slow copies of the embedding, of the first 8 layers and of that matrix,
     which are not trained; the code copies all 12 layers.
     """
-    return Recipe(
-        name="infoxlm",
-        data="shards",
-        modalities=xlm_r_texts(doubled=False, dropout=0.0),
-        tied=TIED,
-        plan=replace(xlm_r_plan(), dropout=0.0),
+    return going_on(
+        "infoxlm",
         objectives={
             "mmlm": mmlm(),
             "tlm": replace(tlm(), shares="mmlm"),
@@ -60,12 +54,8 @@ def infoxlm() -> Recipe:
             "together": together("tlm"),
             "apart": apart("xlco"),
         },
-        steps=200_000,
-        examples=16,
-        micro=384,
-        optim=ADAM,
-        schedule=Schedule(shape="linear", warmup=10_000),
-        precision="bf16",
+        modalities=xlm_r_texts(doubled=False, dropout=0.0),
+        plan=replace(xlm_r_plan(), dropout=0.0),
     )
 
 

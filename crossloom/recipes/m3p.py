@@ -30,7 +30,7 @@ from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.objectives.view import View
 from crossloom.recipes.languages import WIKIPEDIAS
 from crossloom.recipes.parts import IMAGE, STREAMS, TEXT, bert_plan, tiny_plan, train, xlm_r_text
-from crossloom.recipes.world import tiny
+from crossloom.recipes.world import tiny_with_statements
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
@@ -96,14 +96,4 @@ def m3p() -> Recipe:
 
 def m3p_tiny() -> Recipe:
     """M3P over the world: statements in ten languages, captions switched by its dictionary."""
-    recipe = m3p()
-    captions, texts = recipe.mixture["captions"], recipe.mixture["texts"]
-    statements = replace(texts, reader=Blocks(of="statements", stretch=1024))
-    return tiny(
-        recipe,
-        tiny_plan(),
-        {
-            "captions": replace(captions, shards="train-*.tar"),
-            "texts": replace(statements, shards="train-*.tar"),
-        },
-    )
+    return tiny_with_statements(m3p(), tiny_plan())

@@ -28,7 +28,7 @@ from crossloom.objectives.presets import mmlm
 from crossloom.recipes.controlled import controlled_uniter
 from crossloom.recipes.languages import WIKIPEDIAS
 from crossloom.recipes.parts import IMAGE, TEXT, butd, mbert_text, tiny_plan, train, xlm_r_text
-from crossloom.recipes.world import tiny
+from crossloom.recipes.world import tiny_with_statements
 from crossloom.training.recipe import Component, Recipe
 
 #: Most units of a caption, and of a text.
@@ -55,25 +55,12 @@ def xuniter() -> Recipe:
 
 def muniter_tiny() -> Recipe:
     """MUNITER over the world: English captions, statements in ten languages."""
-    return _tiny(muniter())
+    return tiny_with_statements(muniter(), tiny_plan())
 
 
 def xuniter_tiny() -> Recipe:
     """XUNITER over the world, as mUNITER; regions have a type of their own."""
-    return _tiny(xuniter())
-
-
-def _tiny(recipe: Recipe) -> Recipe:
-    captions, texts = recipe.mixture["captions"], recipe.mixture["texts"]
-    statements = replace(texts, reader=Blocks(of="statements", stretch=1024))
-    return tiny(
-        recipe,
-        tiny_plan(),
-        {
-            "captions": replace(captions, shards="train-*.tar"),
-            "texts": replace(statements, shards="train-*.tar"),
-        },
-    )
+    return tiny_with_statements(xuniter(), tiny_plan())
 
 
 def _recipe(name: str, text: Text) -> Recipe:

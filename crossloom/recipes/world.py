@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from crossloom.data_pipelines.read import Blocks
 from crossloom.data_pipelines.world.languages import LANGUAGES
 from crossloom.modalities.codes import Codes
 from crossloom.modalities.modality import Modality
@@ -66,6 +67,13 @@ def tiny(
         log_every=50,
         save_every=1000,
     )
+
+
+def tiny_with_statements(recipe: Recipe, plan: Plan) -> Recipe:
+    """A recipe of components ``captions`` and ``texts``: the texts are statements on the scenes."""
+    statements = replace(recipe.mixture["texts"], reader=Blocks(of="statements", stretch=1024))
+    parts = {"captions": recipe.mixture["captions"], "texts": statements}
+    return tiny(recipe, plan, {n: replace(c, shards="train-*.tar") for n, c in parts.items()})
 
 
 def _balanced(component: Component) -> Component:

@@ -20,7 +20,7 @@ from agree import (
 )
 
 from crossloom.interop import siglip
-from crossloom.modalities.text import fill
+from crossloom.modalities.lay import fill
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.peers

@@ -14,7 +14,8 @@ from crossloom.data_pipelines.collate import Collator, Example
 from crossloom.data_pipelines.read import Blocks, Texts
 from crossloom.data_pipelines.summary import Listed
 from crossloom.evaluation.report import _curves, _languages
-from crossloom.modalities.text import Text, fill
+from crossloom.modalities.lay import fill
+from crossloom.modalities.text import Text
 from crossloom.objectives.presets import mlm
 from crossloom.objectives.reconstruct import decode_loss
 from crossloom.testing.recipes import tiny_recipe
