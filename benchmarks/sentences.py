@@ -1,7 +1,8 @@
 """Sentence retrieval on real text: ``python benchmarks/sentences.py --shards shards``.
 
 MMLM alone, with TLM, and with XLCO beside both (``sentences-mmlm``, ``sentences``,
-``sentences-xlco``), each for ``--seconds`` on one data set:
+``sentences-xlco``), each for ``--seconds`` of one core's time on one data set, ``--cores`` of them
+at once:
 
 - ``multi30k``: English, German, French, Czech; searched on ``test`` (test_2016, 1,000 sentences),
   six pairs both ways; the layer is chosen on ``dev``.
@@ -26,18 +27,21 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
-from zoo import steps_within
+import torch
+from zoo import pretrain
 
 from crossloom.data_pipelines.shards import open_shards
-from crossloom.display import counting, training
+from crossloom.display import counting
 from crossloom.evaluation.finetune import evaluate
 from crossloom.training.environment import start
-from crossloom.training.loop import train
 from crossloom.training.recipe import Recipe, load_recipe
-from crossloom.training.run import WEIGHTS
 
 ROWS = {
     "sentences-mmlm": "MMLM alone",
@@ -53,37 +57,53 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shards", type=Path, default=Path("shards"))
     parser.add_argument("--sets", nargs="*", default=["multi30k", "tatoeba"])
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--out", type=Path, default=Path("runs/real-sentences"))
-    parser.add_argument("--seconds", type=float, default=1080, help="of training each")
+    parser.add_argument("--seconds", type=float, default=1080, help="of one core, to train each")
+    parser.add_argument("--cores", type=int, default=2, help="runs at once")
     parser.add_argument("--least", type=int, default=1000, help="pairs of a language in tatoeba")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
-    found: dict[str, dict[str, dict[str, object]]] = {}
-    for name in options.sets:
-        data = (options.shards / name).resolve()
-        chosen = MULTI30K if name == "multi30k" else frequent(data, options.least)
-        settings = [f"languages=[{', '.join(chosen)}]"]
-        settings += [] if name == "multi30k" else ["pivot=en", "layer=-1"]
-        found[name] = {}
-        for row in ROWS:
-            run = options.out / f"{name}-{row}"
-            pretrain(replace(on(load_recipe(row), chosen), data=str(data)), run, options.seconds)
-            result = run / "results" / f"{TASK}.json"
-            if not result.is_file():
-                with counting(f"{run.name}: searching") as watch:
-                    evaluate(TASK, run, start("cpu"), settings, watch=watch)
-            found[name][row] = json.loads(result.read_text())["metrics"]
+    wanted = [(name, row) for name in options.sets for row in options.rows]
+    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in options.sets}
+    with (
+        ProcessPoolExecutor(options.cores, get_context("spawn")) as pool,
+        counting("sentences: runs") as watch,
+    ):
+        jobs = {}
+        for name, row in wanted:
+            data, run = (options.shards / name).resolve(), options.out / f"{name}-{row}"
+            chosen = MULTI30K if name == "multi30k" else frequent(data, options.least)
+            jobs[pool.submit(search, row, data, chosen, run, options.seconds)] = name, row
+        for done, job in enumerate(as_completed(jobs), 1):
+            name, row = jobs[job]
+            found[name][row] = job.result()
+            watch(done, len(jobs))
     print("| | " + " | ".join(f"{n}: accuracy@1" for n in found) + " |")
     print("|---|" + "---|" * len(found))
-    for row, label in ROWS.items():
+    for row in options.rows:
         cells = (f"{some[row]['accuracy']:.3f} (layer {some[row]['layer']})"
                  for some in found.values())  # fmt: skip
-        print(f"| {label} | " + " | ".join(cells) + " |")
+        print(f"| {ROWS[row]} | " + " | ".join(cells) + " |")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
-def on(recipe: Recipe, languages: tuple[str, ...]) -> Recipe:
+def search(
+    row: str, data: Path, languages: Sequence[str], run: Path, seconds: float
+) -> dict[str, Any]:
+    """Train a row on a data set, and search; on one core. Metrics of the search."""
+    torch.set_num_threads(1)
+    pretrain(replace(on(load_recipe(row), languages), data=str(data)), run, seconds)
+    result = run / "results" / f"{TASK}.json"
+    if not result.is_file():
+        settings = [f"languages=[{', '.join(languages)}]"]
+        settings += [] if data.name == "multi30k" else ["pivot=en", "layer=-1"]
+        evaluate(TASK, run, start("cpu"), settings)
+    return dict(json.loads(result.read_text())["metrics"])
+
+
+def on(recipe: Recipe, languages: Sequence[str]) -> Recipe:
     """The recipe on one data set, whose training shards lie in its folder."""
     return replace(
         recipe,
@@ -91,19 +111,11 @@ def on(recipe: Recipe, languages: tuple[str, ...]) -> Recipe:
             name: replace(
                 part,
                 shards="train-*.tar",
-                reader=replace(part.reader, languages=languages),  # type: ignore[call-arg]
+                reader=replace(part.reader, languages=tuple(languages)),  # type: ignore[call-arg]
             )
             for name, part in recipe.mixture.items()
         },
     )
-
-
-def pretrain(recipe: Recipe, run: Path, seconds: float) -> None:
-    """Train for the budget, by the speed of a few steps."""
-    if not (run / WEIGHTS).is_file():
-        recipe = replace(recipe, steps=steps_within(recipe, seconds, run))
-        with training(run.name) as display:
-            train(recipe, run, start("cpu"), resume=True, display=display)
 
 
 def frequent(data: Path, least: int) -> tuple[str, ...]:
