@@ -46,6 +46,7 @@ class Zoo:
     belongs: Callable[[Recipe], bool]  #: whether a small recipe does
     stages: Callable[[Recipe], Sequence[Stage]]  #: fine-tuned, from the run and from fresh weights
     untuned: tuple[tuple[str, Sequence[str]], ...] = ()  #: tasks without fine-tuning, overrides
+    scratch: bool = True  #: whether each is fine-tuned from fresh weights, too
     seconds: float = 300  #: of one core, for pre-training each
 
 
@@ -132,7 +133,7 @@ def run_system(
     recipe = replace(load_recipe(name), data=str(world), seed=seed)
     pretrain(recipe, run, seconds)
     stages = [replace(s, overrides=(*s.overrides, *settings)) for s in zoo.stages(recipe)]
-    tune(run, recipe, stages, zoo.untuned)
+    tune(run, recipe, stages, zoo.untuned, zoo.scratch)
 
 
 def pretrain(recipe: Recipe, run: Path, seconds: float) -> None:
@@ -147,17 +148,18 @@ def tune(
     recipe: Recipe,
     stages: Sequence[Stage],
     untuned: Sequence[tuple[str, Sequence[str]]],
+    scratch: bool,
 ) -> None:
-    """Fine-tune and evaluate, and the same from fresh weights; evaluate what needs no tuning."""
+    """Fine-tune and evaluate, from fresh weights too (``scratch``); then what needs no tuning."""
     environment = start("cpu")
     # of an encoder and a decoder, the text that is read comes first
     text = next(s for s, m in recipe.modalities.items() if m.kind == "text")
     named = () if text == "text" else (f"text={text}",)
     for stage in stages:
         stage = replace(stage, overrides=(*stage.overrides, *named))
-        for scratch in (False, True):
+        for fresh in (False, True)[: 1 + scratch]:
             try:
-                run_stage(stage, run, environment, scratch)
+                run_stage(stage, run, environment, fresh)
             except RecipeError as error:  # a task that makes no sense for the plan, or the streams
                 print(f"{recipe.name}: {stage.task} left out: {error}", file=sys.stderr)
     for task, overrides in untuned:

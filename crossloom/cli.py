@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from crossloom.cli_data import Assignments, shards, tokenizer
@@ -106,20 +108,23 @@ def list_recipes(
         overview.page([overview.entry(p, state(p.name)) for p in own], page)
         console.print(f"wrote {page / 'recipes.md'} with {len(own)} recipes")
         return
-    headings = ("recipe", "what it is", "plan", "streams", "objectives", "parameters")
-    table = Table(*headings, "published", "state", "from")
+    rows = []
     for plugin in plugins:
+        row = {"recipe": plugin.name, "from": plugin.origin}
         try:
             one = overview.entry(plugin, state(plugin.name))
         except ValueError as error:
             # another package's broken recipe must not hide the others
-            empty = [""] * len(headings)
-            table.add_row(plugin.name, f"[red]{_plain(error)}[/]", *empty, plugin.origin)
+            rows.append(row | {"plan": f"[red]{_plain(error)}[/]"})
             continue
-        row = (one.name, one.says, f"{one.plan}; {one.size}", one.streams, one.objectives)
-        count, shown = (one.state.count(), one.state.shown) if one.state else ("", "")
-        table.add_row(*row, one.parameters, count, shown, plugin.origin)
-    console.print(table)
+        row |= {"plan": f"{one.plan}; {one.size}", "streams": one.streams}
+        row |= {"objectives": one.objectives, "parameters": one.parameters, "what it is": one.says}
+        if one.state:
+            row |= {"published": one.state.count(), "state": one.state.shown}
+        rows.append(row)
+    some = ("recipe", "plan", "objectives", "parameters", "state")
+    rest = ("streams", "published", "what it is", "from")
+    _listing(rows, some, rest)
 
 
 @recipes.command("show")
@@ -179,10 +184,29 @@ def list_plugins() -> None:
     """Every modality, objective, source, task, engine and recipe, and the package it is from."""
     from crossloom.plugins import listed
 
-    table = Table("family", "name", "where", "from")
-    for plugin in listed():
-        table.add_row(plugin.family, plugin.name, plugin.target, plugin.origin)
-    console.print(table)
+    columns = ("family", "name", "where", "from")
+    _listing(
+        [dict(zip(columns, (p.family, p.name, p.target, p.origin), strict=True)) for p in listed()],
+        columns,
+    )
+
+
+def _listing(
+    rows: Sequence[Mapping[str, str]], columns: Sequence[str], more: Sequence[str] = ()
+) -> None:
+    """A line for each row, cut where the terminal ends; whole, and with more columns, in a pipe."""
+    out = Console()
+    if not out.is_terminal:
+        out, columns = Console(width=4096), (*columns, *more)
+    table = Table()
+    for name in columns:
+        # names and numbers say nothing when they are cut
+        entire = name in (columns[0], "parameters")
+        width = max([len(name), *(len(r.get(name, "")) for r in rows if entire)])
+        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=width)
+    for row in rows:
+        table.add_row(*(row.get(name, "") for name in columns))
+    out.print(table)
 
 
 # --- runs ---------------------------------------------------------------------------------------

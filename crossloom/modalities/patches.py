@@ -9,6 +9,7 @@ weights come from a file.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -266,9 +267,14 @@ def make_tower(name: str, size: int) -> nn.Module:
         raise _unknown(name, open_clip.list_models())
     # pretrained_hf: without it, models with a text tower of a hub would fetch that tower
     device = torch.empty(0).device  # create_model moves the model, from "meta" too
-    whole: Any = open_clip.create_model(
-        model, pretrained=None, force_image_size=size, pretrained_hf=False, device=device
-    )
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it warns that the weights are random: they are meant to be
+    try:
+        whole: Any = open_clip.create_model(
+            model, pretrained=None, force_image_size=size, pretrained_hf=False, device=device
+        )
+    finally:
+        logging.disable(before)
     return whole.visual
 
 

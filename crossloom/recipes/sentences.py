@@ -2,7 +2,8 @@
 
 Three steps of one ladder over Multi30K and Tatoeba: :func:`sentences_mmlm` sees each language by
 itself, :func:`sentences` translations side by side too (XLM), :func:`sentences_xlco` also holds
-translations together and other sentences apart (InfoXLM).
+translations together and other sentences apart (InfoXLM). Two wide layers find translations in
+fewer minutes than four narrow ones.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def sentences() -> Recipe:
         name="sentences",
         data="shards",
         modalities={"text": Text(limit=96, dropout=0.0)},
-        plan=single_stream(("text",), layers=4, width=128, heads=4, dropout=0.1),
+        plan=single_stream(("text",), layers=2, width=192, heads=4, dropout=0.1),
         objectives={"mmlm": mmlm(hide=hide), "tlm": tlm(hide=hide)},
         mixture={
             "sentences": Component(shards=SHARDS, reader=Texts(), objectives=("mmlm",)),
@@ -70,7 +71,7 @@ def sentences_xlco() -> Recipe:
         name="sentences-xlco",
         modalities={**both.modalities, "second": replace(both.modalities["text"], field="second")},
         tied={"second": "text"},
-        plan=single_stream(("text", "second"), layers=4, width=128, heads=4, dropout=0.0),
+        plan=single_stream(("text", "second"), layers=2, width=192, heads=4, dropout=0.0),
         objectives={**both.objectives, "xlco": xlco(dim=128, pool="mean")},
         mixture={**mixture, "contrast": apart},
         examples=128,

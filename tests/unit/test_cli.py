@@ -129,7 +129,7 @@ def test_tasks_with_pictures(pretrained, task, tmp_path):
 
 
 def test_recipes_are_listed_shown_and_described(recipe):
-    code, _, said = run("recipes", "list")
+    code, said, _ = run("recipes", "list")
     assert code == 0
     line = next(x for x in said.splitlines() if "│ demo " in x)
     assert "single stream; streams apart" in line
@@ -161,7 +161,7 @@ def test_plans_are_drawn_and_the_page_of_recipes_is_written(recipe, tmp_path):
 
 
 def test_plugins_are_listed_with_their_origin():
-    code, _, said = run("plugins", "list")
+    code, said, _ = run("plugins", "list")
     assert code == 0
     for name in ("patches", "regions", "speech", "text", "contrast", "storybooks", "vqa", "demo"):
         line = next(x for x in said.splitlines() if f"│ {name} " in x)
