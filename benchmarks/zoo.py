@@ -3,7 +3,8 @@
 Each is pre-trained on the world for ``--seconds`` of one core's time (a few steps are measured
 first, so that its schedule ends in time), fine-tuned on answering, retrieval and grounding, and the
 same is done from fresh weights. A core trains a system, ``--cores`` at a time. What is done already
-in ``--out`` is kept: the command can be stopped and given again.
+in ``--out`` is kept: the command can be stopped and given again. Figures of other systems that a
+``--json`` file has are kept in it, and told with the new ones.
 
 ``zoo_text.py`` does the same for text in many languages, with other systems and tasks.
 """
@@ -14,17 +15,26 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from crossloom.demo import Stage, make_world, run_stage
 from crossloom.display import counting
-from crossloom.evaluation.compare import compare, languages, plot, table, write_comparison
+from crossloom.evaluation.by_language import Row
+from crossloom.evaluation.compare import (
+    Score,
+    compare,
+    languages,
+    plot,
+    table,
+    write_comparison,
+)
 from crossloom.evaluation.finetune import evaluate
 from crossloom.evaluation.report import heat_maps
 from crossloom.plugins import listed
@@ -189,23 +199,37 @@ def steps_within(recipe: Recipe, seconds: float, run: Path) -> int:
 
 
 def tell(
-    name: str, out: Path, systems: list[str], figures: Path | None, plots: Path | None
+    name: str, out: Path, systems: Sequence[str], figures: Path | None, plots: Path | None
 ) -> None:
     """Table on the screen, ``OUT/NAME.html``, and figures and plots where they are wanted."""
-    folders = [p for p in sorted(out.iterdir()) if p.is_dir()]
+    folders = [p for p in sorted(out.iterdir()) if (p / WEIGHTS).is_file()]
     runs = [p for p in folders if p.name.rpartition("-")[0] in systems]
-    scores = compare(runs)
-    by_language = languages(runs)
+    steps = {p.name: json.loads((out / f"{p.name}.steps.json").read_text()) for p in runs}
+    scores, by_language = compare(runs), languages(runs)
+    if figures and figures.is_file():
+        before = json.loads(figures.read_text())
+        new = {s.system for s in scores}
+        steps = before["steps"] | steps
+        scores += [x for s in before["scores"] if (x := _score(s)).system not in new]
+        by_language += [
+            x
+            for r in before["languages"]
+            if (x := _row(r)).name.removesuffix(", from scratch") not in new
+        ]
+        scores.sort(key=lambda s: (s.system, s.scratch))
+        by_language.sort(key=lambda r: r.name)
     head, rows = table(scores)
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for row in rows:
         print("| " + " | ".join(row) + " |")
     write_comparison(scores, out / f"{name}.html", by_language)
     if figures:
-        steps = {p.name.removesuffix(".steps.json"): json.loads(p.read_text())
-                 for p in sorted(out.glob("*.steps.json"))}  # fmt: skip
-        told = json.loads((out / f"{name}.json").read_text())
-        figures.write_text(json.dumps({"steps": steps, "scores": told}, indent=1) + "\n")
+        told = {
+            "steps": dict(sorted(steps.items())),
+            "scores": [asdict(s) for s in scores],
+            "languages": [asdict(r) | {"tuned": sorted(r.tuned)} for r in by_language],
+        }
+        figures.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     if plots:
         plots.mkdir(parents=True, exist_ok=True)
         names = dict.fromkeys((s.task, s.figure) for s in scores)
@@ -214,6 +238,15 @@ def tell(
         tasks = dict.fromkeys(row.task for row in by_language)
         for task, svg in zip(tasks, heat_maps(by_language), strict=True):
             (plots / f"{name}-{task}-languages.svg").write_text(svg)
+
+
+def _score(told: Mapping[str, Any]) -> Score:
+    pairs = {k: tuple(told[k]) for k in ("seeds", "values")}
+    return Score(**{**told, **pairs})
+
+
+def _row(told: Mapping[str, Any]) -> Row:
+    return Row(**{**told, "tuned": frozenset(told["tuned"])})
 
 
 if __name__ == "__main__":

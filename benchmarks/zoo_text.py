@@ -38,7 +38,7 @@ TEXT = Zoo(
     stages=tasks,
     untuned=(("sentence-retrieval", ()),),
     scratch=False,
-    seconds=120,
+    seconds=300,
 )
 
 
