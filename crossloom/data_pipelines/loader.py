@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import os
 import re
@@ -83,14 +84,21 @@ class Stack:
 
     def micro(self, number: int) -> Batch:
         """The micro-batch; bad samples are left out and listed."""
-        name, places = self.places(number)
+        return replace(self.made(*self.places(number)), micro=(number,))
+
+    def first(self, name: str, count: int) -> list[Batch]:
+        """A component's own first micro-batches, whenever the run comes to them."""
+        order = self.parts[name].order
+        return [self.made(name, order.micro(own, self.examples)) for own in range(count)]
+
+    def made(self, name: str, places: Sequence[Place]) -> Batch:
+        """A micro-batch of a component's examples at places."""
         part = self.parts[name]
         found = _look(part.source, places, self.collator, self._streams[name])
         good = _examples(part.source, found, self.collator, self._streams[name])
         batch = self.collator.batch(good, part.objectives, self.examples)
         return replace(
             batch,
-            micro=(number,),
             component=(name,),
             defects=tuple(x for x in found if isinstance(x, Defect)),
             marks=bytes(isinstance(x, Defect) for x in found),
@@ -251,9 +259,17 @@ def _quiet(worker: int) -> None:
     """One thread a worker: they are many, and their arrays are small.
 
     Launchers signal whole groups of processes. A worker that died of SIGTERM would end the run
-    before its checkpoint is written, so workers leave the group; they end with their parent.
+    before its checkpoint is written, so workers leave the group. They end with their parent: one
+    that has a batch to hand over would otherwise wait for ever for somebody to take it.
     """
+    end_with_parent()
     torch.set_num_threads(1)
     os.setpgid(0, 0)
     if sys.__stderr__ is not None:  # the guard asks where it stands
         faulthandler.register(signal.SIGUSR2, file=sys.__stderr__, all_threads=True)
+
+
+def end_with_parent() -> None:
+    """Have the system kill this process when the one that started it dies, however it does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
