@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -37,6 +38,10 @@ def main() -> None:
 
     A run that was asked to stop ends with 75 (or 130, after Ctrl-C): its checkpoint is written.
     """
+    from crossloom.processes import end_with_parent
+
+    if "RANK" in os.environ:
+        end_with_parent()  # torchrun may be killed while everything else is imported
     from crossloom.data_pipelines.shards import ShardError
     from crossloom.plugins import PluginError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import re
@@ -22,6 +21,7 @@ from crossloom.data_pipelines.join import join
 from crossloom.data_pipelines.mixture import Mixture
 from crossloom.data_pipelines.order import Order, Place
 from crossloom.data_pipelines.source import Defect, Source
+from crossloom.processes import end_with_parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,9 +267,3 @@ def _quiet(worker: int) -> None:
     os.setpgid(0, 0)
     if sys.__stderr__ is not None:  # the guard asks where it stands
         faulthandler.register(signal.SIGUSR2, file=sys.__stderr__, all_threads=True)
-
-
-def end_with_parent() -> None:
-    """Have the system kill this process when the one that started it dies, however it does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

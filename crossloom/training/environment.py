@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from crossloom.data_pipelines.loader import end_with_parent
+from crossloom.processes import end_with_parent
 from crossloom.units import keyed_rng
 
 
