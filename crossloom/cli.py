@@ -40,8 +40,9 @@ def main() -> None:
     """
     from crossloom.processes import end_with_parent
 
-    if "RANK" in os.environ:
-        end_with_parent()  # torchrun may be killed while everything else is imported
+    if "RANK" in os.environ:  # torchrun may be killed before anything else is imported
+        launcher = os.environ.get("CROSSLOOM_LAUNCHER")
+        end_with_parent(int(launcher) if launcher else None)
     from crossloom.data_pipelines.shards import ShardError
     from crossloom.plugins import PluginError
 

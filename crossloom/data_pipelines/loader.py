@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
 import os
 import re
 import signal
@@ -262,7 +263,8 @@ def _quiet(worker: int) -> None:
     before its checkpoint is written, so workers leave the group. They end with their parent: one
     that has a batch to hand over would otherwise wait for ever for somebody to take it.
     """
-    end_with_parent()
+    parent = multiprocessing.parent_process()
+    end_with_parent(parent.pid if parent else None)
     torch.set_num_threads(1)
     os.setpgid(0, 0)
     if sys.__stderr__ is not None:  # the guard asks where it stands
