@@ -5,7 +5,7 @@ BIN := .venv/bin
 # threads of one test process: tests run two at a time
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore
 
-.PHONY: demo test slow engines lint docs clean
+.PHONY: demo test slow engines faults lint docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed-base
@@ -19,6 +19,9 @@ slow: .venv/.installed-dev
 
 engines: .venv/.installed-dev
 	$(TEST_ENV) $(BIN)/pytest -m "slow or not slow" tests/distributed/test_engines.py
+
+faults: .venv/.installed-dev
+	$(TEST_ENV) $(BIN)/python tests/faults/kills.py --json runs/faults.json
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

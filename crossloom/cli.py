@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,11 @@ def main() -> None:
 
     A run that was asked to stop ends with 75 (or 130, after Ctrl-C): its checkpoint is written.
     """
+    from crossloom.processes import end_with_parent
+
+    if "RANK" in os.environ:  # torchrun may be killed before anything else is imported
+        launcher = os.environ.get("CROSSLOOM_LAUNCHER")
+        end_with_parent(int(launcher) if launcher else None)
     from crossloom.data_pipelines.shards import ShardError
     from crossloom.plugins import PluginError
 

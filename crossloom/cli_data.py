@@ -170,7 +170,7 @@ def trace(
     stack = make_stack(chosen)
     for step in range(int(first), int(last)):
         for rank in range(world):
-            shares = Shares(chosen.micro, rank, world, chosen.fused)
+            shares = Shares(chosen.micro, rank, world)
             numbers = [n for group in shares.of_step(step) for n in group]
             found = [stack.keys(n) for n in numbers]
             keys = [k for _, some in found for k in some]

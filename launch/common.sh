@@ -28,6 +28,9 @@ settings() {
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
   # how long torchrun waits for processes that were told to stop: they write a checkpoint
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}"
+  # torchrun would keep one store for all restarts, and processes that are started again would wait
+  # for ever at the addresses of those that died (pytorch/pytorch#135712)
+  export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 }
 
 # what torchrun hands on to its processes: Slurm says SIGUSR1

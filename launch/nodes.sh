@@ -47,4 +47,5 @@ command=("$(program torchrun)" --nnodes "$nodes" --nproc-per-node "$processes" "
 [ "$restarts" = 0 ] || command+=(--max-restarts "$restarts")
 command+=(-m crossloom pretrain "$@")
 [ "$restarts" = 0 ] || command+=(--resume)
+export CROSSLOOM_LAUNCHER=$$ # what torchrun starts ends with it, however early it dies
 start "$dry" "${command[@]}"

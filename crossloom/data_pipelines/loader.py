@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from crossloom.data_pipelines.join import join
 from crossloom.data_pipelines.mixture import Mixture
 from crossloom.data_pipelines.order import Order, Place
 from crossloom.data_pipelines.source import Defect, Source
+from crossloom.processes import end_with_parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +85,21 @@ class Stack:
 
     def micro(self, number: int) -> Batch:
         """The micro-batch; bad samples are left out and listed."""
-        name, places = self.places(number)
+        return replace(self.made(*self.places(number)), micro=(number,))
+
+    def first(self, name: str, count: int) -> list[Batch]:
+        """A component's own first micro-batches, whenever the run comes to them."""
+        order = self.parts[name].order
+        return [self.made(name, order.micro(own, self.examples)) for own in range(count)]
+
+    def made(self, name: str, places: Sequence[Place]) -> Batch:
+        """A micro-batch of a component's examples at places."""
         part = self.parts[name]
         found = _look(part.source, places, self.collator, self._streams[name])
         good = _examples(part.source, found, self.collator, self._streams[name])
         batch = self.collator.batch(good, part.objectives, self.examples)
         return replace(
             batch,
-            micro=(number,),
             component=(name,),
             defects=tuple(x for x in found if isinstance(x, Defect)),
             marks=bytes(isinstance(x, Defect) for x in found),
@@ -251,8 +260,11 @@ def _quiet(worker: int) -> None:
     """One thread a worker: they are many, and their arrays are small.
 
     Launchers signal whole groups of processes. A worker that died of SIGTERM would end the run
-    before its checkpoint is written, so workers leave the group; they end with their parent.
+    before its checkpoint is written, so workers leave the group. They end with their parent: one
+    that has a batch to hand over would otherwise wait for ever for somebody to take it.
     """
+    parent = multiprocessing.parent_process()
+    end_with_parent(parent.pid if parent else None)
     torch.set_num_threads(1)
     os.setpgid(0, 0)
     if sys.__stderr__ is not None:  # the guard asks where it stands

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ _BEFORE = "broadcast_buffers"
 @dataclass(frozen=True, kw_only=True)
 class Ddp(Backend):
     """torch alone: one process, or whole copies of the model on several (DDP)."""
+
+    alone: ClassVar[bool] = True
 
     def spread(self, model: CrossloomModel, recipe: Recipe, environment: Environment) -> Spread:
         """See :class:`~crossloom.training.spread.Backend`."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from crossloom.processes import end_with_parent
 from crossloom.units import keyed_rng
 
 
@@ -59,10 +60,15 @@ class Environment:
 def start(device: str = "", patience: timedelta | None = None) -> Environment:
     """Join the process group that the launcher describes, or be alone.
 
+    A process that a launcher started is killed when the launcher is.
+
     Args:
         device: ``"cpu"``, ``"cuda"``, …; the best there is when empty.
         patience: how long processes wait for each other; torch's default when None.
     """
+    if "RANK" in os.environ:
+        # else it would train on, in a session of its own, beside the run that is started anew
+        end_with_parent()
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     place = torch.device(f"{kind}:{local}" if kind == "cuda" else kind)

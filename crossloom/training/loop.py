@@ -24,6 +24,7 @@ from crossloom.objectives.reconstruct import ReconstructHead
 from crossloom.training import checkpoint, sampling, stragglers
 from crossloom.training.engine import Engine
 from crossloom.training.environment import Environment, peak, workers
+from crossloom.training.fit import fitting
 from crossloom.training.guard import Guard
 from crossloom.training.held import Best, Held, Measured, figure, paced
 from crossloom.training.meters import Journal, Meters
@@ -125,11 +126,17 @@ def train(
     if refused and not latest:
         raise RecipeError(f"{refused[0]}; remove {folder} to begin anew")
     found = checkpoint.Checkpoint(latest) if latest else None
+    most = 0
     if found and (out / RECIPE).is_file():
-        recipe = continued(recipe, from_yaml(out / RECIPE), found.step)
+        past = from_yaml(out / RECIPE)
+        recipe, most = continued(recipe, past, found.step), past.fused
+    stack = make_stack(recipe)
+    if recipe.fused < 0:
+        recipe = replace(recipe, fused=fitting(recipe, stack, environment, most))
+        if environment.main:
+            print(f"fused: {recipe.fused} micro-batches of {recipe.examples} examples in a pass")
     shares = Shares(recipe.micro, environment.rank, environment.world, recipe.fused)
     model = make_model(recipe)
-    stack = make_stack(recipe)
     started = start(model, recipe) if recipe.start and not found else None
     try:
         engine = Engine(model, recipe, environment)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from crossloom.training.checkpoint import write_atomically
 from crossloom.training.engine import Sums
 from crossloom.training.environment import Environment
 
@@ -137,7 +138,8 @@ class Journal:
         self.path = folder / "metrics.jsonl"
         if self.path.is_file():
             kept = [x for x in read_journal(self.path) if x["step"] <= after]
-            self.path.write_text("".join(json.dumps(x) + "\n" for x in kept))
+            # a process killed meanwhile must not take the lines of earlier steps with it
+            write_atomically(self.path, "".join(json.dumps(x) + "\n" for x in kept))
         self.file = self.path.open("a")
         self.board: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
 

@@ -189,7 +189,8 @@ class Recipe:
     for a step). Otherwise a step mixes components, and as each objective is averaged over its own
     slots, one drawn more rarely weighs as much in a step as another."""
     fused: int = 0
-    """Micro-batches run in one forward pass on a process; 0 for all of its share."""
+    """Micro-batches run in one forward pass on a process; 0 for all of its share, -1 for as many
+    as fit into the device's memory, which is tried out before the first step."""
     seed: int = 0
     tied: Mapping[str, str] = field(default_factory=dict)
     """Streams embedded by another stream's module: ``{second: text}`` for a second text."""
@@ -254,6 +255,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if min(self.steps, self.examples, self.micro) < 1:
             raise ValueError("steps, examples and micro must be at least 1")
+        if self.fused < -1:
+            raise ValueError("fused: micro-batches in a pass; 0 for all, -1 for those that fit")
         for name, component in self.mixture.items():
             for objective in component.objectives:
                 if objective not in self.objectives:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -70,6 +70,9 @@ class Spread(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Backend(ABC):
     """What a recipe's ``engine`` names; a kind of engine is a subclass with its settings."""
+
+    alone: ClassVar[bool] = False
+    """Whether one process holds all that forward and backward need."""
 
     @abstractmethod
     def spread(self, model: CrossloomModel, recipe: Recipe, environment: Environment) -> Spread:

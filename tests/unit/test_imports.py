@@ -10,7 +10,8 @@ import pytest
 import crossloom
 
 ROOT = Path(__file__).parents[2] / "crossloom"
-#: What each room may import, beside itself. ``units``, ``batch`` and ``plugins`` are open to all.
+#: What each room may import, beside itself. ``units``, ``batch``, ``plugins`` and
+#: ``processes`` are open to all.
 ALLOWED = {
     "modalities": set(),
     "objectives": {"modalities"},
@@ -22,8 +23,8 @@ ALLOWED = {
     "recipes": {"modalities", "objectives", "data_pipelines", "models", "training", "interop"},
     "testing": {"modalities", "objectives", "data_pipelines", "models", "training", "evaluation"},
 }
-OPEN = {"units", "batch", "plugins"}
-BASE = {"units": set(), "plugins": set(), "batch": {"units"}}
+OPEN = {"units", "batch", "plugins", "processes"}
+BASE = {"units": set(), "plugins": set(), "processes": set(), "batch": {"units"}}
 
 
 def imported(path):
