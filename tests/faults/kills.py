@@ -450,6 +450,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     good = sum(not r.faults for r in restarts)
     if asked.json:
         lines = [asdict(r) for r in restarts]
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
         asked.json.write_text(json.dumps({"seed": asked.seed, "restarts": lines}, indent=1) + "\n")
     console.print(f"{good} of {asked.kills} restarts succeeded exactly")
     return 0 if good == asked.kills else 1
