@@ -22,9 +22,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -118,9 +120,8 @@ def systems(data: Path, out: Path, seconds: float, tuning: float) -> dict[str, A
             found[title]["fine-tuned"] = searched(
                 tuned(run, tuning, ["languages=[en]", train_on(seen)]), "held", test
             )
-    any_one = next(iter(found.values()))["as trained"]
     rows = {f"{t} ({how})": m for t, each in found.items() for how, m in each.items()}
-    show("", rows, any_one["images"])
+    show("", rows, next(iter(found.values()))["as trained"]["queries"].values())
     return found
 
 
@@ -186,10 +187,10 @@ def in_languages(data: Path, out: Path, seconds: float, tuning: float) -> dict[s
         }
     for arm, each in found.items():
         for name, metrics in each.items():
-            rows = {"all": metrics, **metrics.get("languages", {})}
+            rows = {"mean": metrics, **metrics.get("languages", {})}
             if "non_english" in metrics:
-                rows["all but en"] = metrics["non_english"]
-            show(f"{name}, trained with {arm}", rows, metrics["images"])
+                rows["mean but en"] = metrics["non_english"]
+            show(f"{name}, trained with {arm}", rows, metrics["queries"].values())
     return found
 
 
@@ -241,28 +242,44 @@ def tuned(run: Path, seconds: float, settings: Sequence[str]) -> Path:
 
 
 def searched(run: Path, name: str, settings: Sequence[str]) -> dict[str, Any]:
-    """Metrics of a search, kept beside the run's own results."""
+    """Metrics of a search, and its ``queries`` by language, kept beside the run's own results."""
     file = run / f"{name}.json"
     if not file.is_file():
-        metrics = evaluate(TASK, run, start("cpu"), settings).metrics
+        result = evaluate(TASK, run, start("cpu"), settings)
+        metrics = result.metrics | {"queries": Counter(r["language"] for r in result.records)}
         file.write_text(json.dumps(metrics, indent=1, ensure_ascii=False))
     return dict(json.loads(file.read_text()))
 
 
-def show(title: str, rows: Mapping[str, Mapping[str, Any]], images: int) -> None:
-    """Print a table of both directions, chance below: that of one right picture among so many."""
+def show(title: str, rows: Mapping[str, Mapping[str, Any]], counts: Iterable[int]) -> None:
+    """Print a table of both directions, and chance: a picture for each text of a language.
+
+    Args:
+        title: printed above.
+        rows: metrics by what they are of.
+        counts: of texts in each language, which are searched by themselves.
+    """
     print(f"\n{title}\n" if title else "")
     print("| | text → image: R@1 | R@10 | median rank | image → text: R@1 | R@10 | median rank |")
     print("|---|---|---|---|---|---|---|")
-    chance = {"r1": 1 / images, "r10": min(1, 10 / images), "median_rank": (images + 1) / 2}
-    told = dict.fromkeys(("text_to_image", "image_to_text"), chance)
-    for name, row in {**rows, f"chance ({images} images)": told}.items():
+    told = dict.fromkeys(("text_to_image", "image_to_text"), chance(counts))
+    for name, row in {**rows, "chance": told}.items():
         cells = [
             f"{row[way][figure]:{form}}"
             for way in told
             for figure, form in (("r1", ".3f"), ("r10", ".3f"), ("median_rank", ".1f"))
         ]
         print(f"| {name} | {' | '.join(cells)} |")
+
+
+def chance(counts: Iterable[int]) -> dict[str, float]:
+    """What ranking by chance gives: the mean over languages with so many pictures each."""
+    each = list(counts)
+    return {
+        "r1": mean(1 / n for n in each),
+        "r10": mean(min(1, 10 / n) for n in each),
+        "median_rank": mean((n + 1) / 2 for n in each),
+    }
 
 
 if __name__ == "__main__":

@@ -55,3 +55,10 @@ def test_english_alone_never_sees_another_language(tmp_path):
     one, all_of_them = (pictures.uc2(languages) for languages in (("en",), ()))
     assert one.objectives == all_of_them.objectives
     assert {c.reader.languages for c in one.mixture.values()} == {("en",)}
+
+
+def test_chance_is_of_the_pictures_that_a_language_tells_of():
+    import pictures
+
+    found = pictures.chance([40, 5])
+    assert found == {"r1": (1 / 40 + 1 / 5) / 2, "r10": (1 / 4 + 1) / 2, "median_rank": 11.75}
