@@ -68,10 +68,11 @@ class Regions:
 
 @dataclass(frozen=True)
 class Named:
-    """An image by its plain name; empty where only the name is known."""
+    """An image by its plain name and its own; empty where only the name is known."""
 
     name: str
     image: bytes
+    own: str = ""
 
 
 #: Looks at images and gives the bytes of ``regions.npz`` for each, or why there are none.
@@ -261,27 +262,34 @@ def _write_alone(to: Conversion, store: Store, split: str) -> None:
 def _add_to_shards(to: Conversion, store: Store, shards: Path, keep_images: bool) -> None:
     """Write the samples of shards again, with the regions of their images.
 
-    An image's id is compared with the store's names by :func:`plain_name`; of samples with several
-    pictures, picture ``i`` is looked for as ``<id>-img<i>`` and gives ``<i>.regions.npz``. Samples
-    without regions are left out, and counted.
+    An image's id is looked for among the store's names as it is (``0001/02`` and ``0003/02`` are
+    two images), then by :func:`plain_name`; of samples with several pictures, picture ``i`` is
+    looked for as ``<id>-img<i>`` and gives ``<i>.regions.npz``. Samples without regions are left
+    out, and counted.
 
     Raises:
         SourceError: no shards.
     """
     names: dict[str, str] = {}
+    again: dict[str, None] = {}
     for name in store.names():
         if names.setdefault(plain_name(name), name) != name:
-            to.skip("regions of an image given twice", name)
+            again[name] = None
+    known = {*names.values(), *again}
 
     def one(image: Named) -> bytes | BadRegions:
-        if image.name not in names:
+        again.pop(image.own, None)
+        name = image.own if image.own in known else names.get(image.name)
+        if name is None:
             return BadRegions("sample without regions")
         try:
-            return encode(store.read(names[image.name]), image.image)
+            return encode(store.read(name), image.image)
         except BadRegions as error:
             return error
 
     each_sample(to, shards, keep_images, lambda images: [one(image) for image in images])
+    for name in again:
+        to.skip("regions of an image given twice", name)
 
 
 def each_sample(
@@ -330,18 +338,21 @@ def _sample(to: Conversion, shard: Shard, number: int) -> _Sample | None:
     try:
         members = shard.read(number)
         content = json.loads(members.pop("json", b""))
-        plain = plain_name(str(content["id"]))
+        own = str(content["id"])
     except BadSample as error:
         to.skip(error.kind, key)
         return None
     except BAD_ROW:
         to.skip("sample has no json with an id", key)
         return None
+    plain = plain_name(own)
     pictures = {k: v for k, v in sorted(members.items()) if _is_image(k)}
     several = {k.partition(".")[0]: v for k, v in pictures.items() if "." in k}
-    images = {f"{k}.regions.npz": Named(f"{plain}-img{k}", v) for k, v in several.items()}
+    images = {
+        f"{k}.regions.npz": Named(f"{plain}-img{k}", v, f"{own}-img{k}") for k, v in several.items()
+    }
     if not images:
-        images = {"regions.npz": Named(plain, next(iter(pictures.values()), b""))}
+        images = {"regions.npz": Named(plain, next(iter(pictures.values()), b""), own)}
     return _Sample(key, content, members, images)
 
 

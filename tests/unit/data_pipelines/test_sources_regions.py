@@ -175,6 +175,20 @@ def test_butd_for_pairs_of_images(tmp_path: Path) -> None:
     assert report.skipped == {"sample without regions": skipped}
 
 
+def test_butd_tells_pages_of_one_number_apart(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    with sources_common.Conversion("books", shards) as to:
+        for book in ("1", "2"):
+            to.write("train", f"{book}-07", {"id": f"{book}/07", "texts": {"en": ["a"]}})
+    lines = [vision.butd_line(f"{book}/07", count) for book, count in (("1", 2), ("2", 3))]
+    tsv = make.put(tmp_path / "books.tsv", "".join(lines))
+    report = butd.convert(tsv, tmp_path / "out", shards=str(shards))
+    for key, members in make.samples(tmp_path / "out", "train").items():
+        same(members["regions.npz"], 2 if key == "1-07" else 3)
+    assert report.samples == {"train": 2}
+    assert not report.skipped
+
+
 def test_butd_counts_bad_lines(tmp_path: Path) -> None:
     folder = vision.butd(tmp_path / "in")
     good = vision.butd_line("1", 2).split("\t")
