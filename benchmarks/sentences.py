@@ -62,7 +62,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1080, help="of one core, to train each")
     parser.add_argument("--cores", type=int, default=2, help="runs at once")
     parser.add_argument("--least", type=int, default=1000, help="pairs of a language in tatoeba")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument(
+        "--json", type=Path, help="write the figures there; those of other sets are kept"
+    )
     options = parser.parse_args()
     wanted = [(name, row) for name in options.sets for row in options.rows]
     found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in options.sets}
@@ -86,7 +88,8 @@ def main() -> None:
                  for some in found.values())  # fmt: skip
         print(f"| {ROWS[row]} | " + " | ".join(cells) + " |")
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        before = json.loads(options.json.read_text()) if options.json.is_file() else {}
+        options.json.write_text(json.dumps(before | found, indent=1, ensure_ascii=False) + "\n")
 
 
 def search(
