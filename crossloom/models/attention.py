@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -21,6 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossloom.batch import Stream, ViewBatch
+
+#: Whether the kernel has a flag for reading no later unit; it has windows since torch 2.11. Its
+#: signature would tell, but looking takes a second of every process that starts.
+_FLAGGED = torch.__version__.startswith("2.10.")
 
 
 @dataclass(frozen=True)
@@ -347,7 +350,7 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, to: Together, of: Together, *, causa
     from torch.nn.attention.varlen import varlen_attn
 
     kernel: Any = varlen_attn
-    past: dict[str, Any] = {"is_causal": True} if _flagged() else {"window_size": (-1, 0)}
+    past: dict[str, Any] = {"is_causal": True} if _FLAGGED else {"window_size": (-1, 0)}
     out: Tensor = kernel(
         *(_ordered(x, where) for x, where in ((q, to), (k, of), (v, of))),
         to.bounds,
@@ -361,11 +364,3 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, to: Together, of: Together, *, causa
 
 def _ordered(x: Tensor, where: Together) -> Tensor:
     return x if where.alone else _Move.apply(x, where.ordered, where.unordered, None)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _flagged() -> bool:
-    """Whether the kernel has a flag for reading no later unit (torch 2.10); else it has windows."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "is_causal" in signature(varlen_attn).parameters

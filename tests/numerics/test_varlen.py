@@ -67,6 +67,7 @@ def case(queries, keys):
 )
 def test_it_gives_what_the_masked_path_gives(queries, keys, causal, kernel, monkeypatch):
     monkeypatch.setattr(torch_varlen, "varlen_attn", kernel)
+    monkeypatch.setattr(module, "_FLAGGED", kernel is flagged)
     layout, *given = case(queries, keys)
     to, of = layout.together(queries), layout.together(keys)
     ours = varlen(*given, to, of, causal=bool(causal))
