@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        write_world(folder, examples=60, dev=20, test=20, shard_size=25, processes=1)
+        write_world(Path(folder), examples=60, dev=20, test=20, shard_size=25, processes=1)
         train_vocabulary(
             open_shards("train-*.tar", folder),
             Path(folder) / "tokenizer.model",
