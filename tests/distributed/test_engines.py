@@ -239,7 +239,8 @@ def test_saved_on_any_number_and_continued_on_any(world, tmp_path, engine, preci
             out = tmp_path / f"{saved}-{wanted}"
             first_steps(tmp_path / f"{saved}", out)
             run_ranks(wanted, run, str(world), str(out), [*there, *half], True)
-            close = (1e-5, 1e-5) if precision == "fp32" else (1e-3, 3e-3)
+            # a number in bf16 is right to 4e-3
+            close = (1e-5, 1e-5) if precision == "fp32" else (2e-3, 4e-3)
             check_alike(tmp_path / "alone", out, *close)
             # DDP lays its buckets anew after a start's first step: of four numbers, which are
             # added first changes then
