@@ -34,6 +34,7 @@ def test_a_hub_is_found_everywhere_by_cosine_and_not_by_margin():
     assert there.tolist() == score.argmax(1).tolist()
     # the hub itself is as near to one as to another
     assert back.tolist()[:4] == score.argmax(0).tolist()[:4]
+    assert score[back[4], 4] == pytest.approx(score[:, 4].max())
 
 
 def by_margin(x, y, k=4):
