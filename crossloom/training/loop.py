@@ -308,6 +308,10 @@ class _Run:
                 guard.met(slow=True)
                 guard.at(f"saving the checkpoint of step {step}")
                 self._save(step)
+            if measured or step % recipe.save_every == 0:
+                guard.at("waiting for the other processes")
+                environment.barrier()
+                guard.met()  # what was slow is over: who hangs from here on is told of at once
             if stopping:
                 break
         if journal:

@@ -56,9 +56,9 @@ def test_hosts_with_two_processes_each_give_the_losses_of_one_process(world, tmp
 
 
 def test_a_host_that_is_cut_off_ends_the_run_in_words(world, tmp_path):
-    recipe = replace(
-        tiny_recipe(world), micro=8, steps=100_000, log_every=1, stall_after=10.0, workers=0
-    )
+    # a host cut off while a checkpoint is gathered would be given ten times as long
+    pace = {"steps": 100_000, "log_every": 1, "save_every": 100_000}
+    recipe = replace(tiny_recipe(world), micro=8, stall_after=10.0, workers=0, **pace)
     (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
     out = tmp_path / "run"
     with hosts(2) as made:

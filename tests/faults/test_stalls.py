@@ -66,12 +66,14 @@ def play(fault, world, out, processes, *options):
 
 
 def test_a_loader_that_hangs_is_named_with_its_shard_and_stack(world, tmp_path):
-    options = ["stall_after=2", "workers=1"]
-    status, said, _ = play("hang_in_loader(6)", world, tmp_path / "a", 1, *options)
+    # right after the checkpoint of step 4, which may take ten times as long, and what follows not
+    options = ["stall_after=5", "workers=1"]
+    status, said, seconds = play("hang_in_loader(8)", world, tmp_path / "a", 1, *options)
     assert status == guard.STATUS
-    assert "rank 0: no step has ended for 2 s or more" in said
+    assert seconds < 5 * guard.PATIENCE
+    assert "rank 0: no step has ended for 5 s or more" in said
     assert "this process is at: waiting for data" in said
-    assert "the batch of step 4 is read from" in said
+    assert "the batch of step 5 is read from" in said
     assert "train-000000.tar" in said
     # of the process that waits, and of the one that hangs
     assert "in steps" in said
