@@ -58,6 +58,7 @@ class Zoo:
     untuned: tuple[tuple[str, Sequence[str]], ...] = ()  #: tasks without fine-tuning, overrides
     scratch: bool = True  #: whether each is fine-tuned from fresh weights, too
     seconds: float = 300  #: of one core, for pre-training each
+    examples: int = 64  #: of a step of pre-training
 
 
 def vision(recipe: Recipe) -> tuple[Stage, ...]:
@@ -66,9 +67,10 @@ def vision(recipe: Recipe) -> tuple[Stage, ...]:
     # who never held features apart is asked to choose the right pair among four (ViLBERT)
     ranked = ("by=contrast", "steps=60") if contrasts else ("by=choice", "steps=100")
     return (
-        Stage("vqa", ("steps=300", "optim.rate=1e-3", "pool=mean", *_ENGLISH, *SMALL), ()),
+        Stage("vqa", ("steps=300", "optim.rate=5e-4", "pool=mean", *_ENGLISH, *SMALL), ()),
         Stage("retrieval", ("optim.rate=5e-4", "limit=150", *ranked, *_ENGLISH, *SMALL), ()),
-        Stage("grounding", ("steps=150", "optim.rate=1e-3", *_ENGLISH, *SMALL), ()),
+        # few steps: in 150, fresh weights learn all of it
+        Stage("grounding", ("steps=40", "optim.rate=1e-3", *_ENGLISH, *SMALL), ()),
     )
 
 
@@ -81,6 +83,8 @@ VISION = Zoo(
     name="zoo",
     belongs=sees,
     stages=vision,
+    seconds=200,
+    examples=32,  # what is learned late is learned after so many steps, of whatever size
 )
 
 
@@ -140,7 +144,7 @@ def run_system(
     """Pre-train one system for the budget, fine-tune it, evaluate; on one core."""
     torch.set_num_threads(1)
     run = out / f"{name}-{seed}"
-    recipe = replace(load_recipe(name), data=str(world), seed=seed)
+    recipe = replace(load_recipe(name), data=str(world), seed=seed, examples=zoo.examples)
     pretrain(recipe, run, seconds)
     stages = [replace(s, overrides=(*s.overrides, *settings)) for s in zoo.stages(recipe)]
     tune(run, recipe, stages, zoo.untuned, zoo.scratch)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from crossloom.batch import Batch
 from crossloom.models.model import CrossloomModel
 from crossloom.training.checkpoint import Piece
 from crossloom.training.environment import Environment
@@ -40,8 +41,33 @@ class Ddp(Backend):
             known = inspect.signature(DistributedDataParallel.__init__).parameters
             name = "forward_sync_buffers" if "forward_sync_buffers" in known else _BEFORE
             settings: dict[str, Any] = {"gradient_as_bucket_view": True, name: False}
-            module = DistributedDataParallel(model, **settings)
+            module = DistributedDataParallel(_Rehearsed(model), **settings)
+            _rehearse(module)
         return Whole(model, module, recipe)
+
+
+class _Rehearsed(nn.Module):
+    """A model; asked for no batch, it gives a 0 that every parameter is part of."""
+
+    def __init__(self, model: CrossloomModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch | None) -> Any:
+        if batch is not None:
+            return self.model(batch)
+        return sum(p.flatten()[:0].sum().float() for p in self.parameters() if p.requires_grad)
+
+
+def _rehearse(module: nn.Module) -> None:
+    """Let DDP lay its buckets, which it does after a first backward pass.
+
+    On more than two processes the order in which an element is summed hangs on where in a bucket it
+    lies. Were they laid by the first step of each start, a run that goes on from a checkpoint would
+    differ in a last digit from one that was never stopped.
+    """
+    module(None).backward()
+    module.zero_grad(set_to_none=True)
 
 
 class Whole:

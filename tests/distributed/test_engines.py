@@ -229,7 +229,8 @@ HALF = [(e, "bf16") for e in (ENGINES[1], ENGINES[5])]
 )
 def test_saved_on_any_number_and_continued_on_any(world, tmp_path, engine, precision):
     """1, 2 and 4 processes; fsdp is ddp on one."""
-    half = [f"precision={precision}"]
+    # in bf16 a loss's rounding is that of its rows: of few, it would be larger than what is shown
+    half = [f"precision={precision}", "examples=8"]
     run(world, tmp_path / "alone", half)
     for saved in (1, 2, 4):
         here = ["engine=ddp"] if saved == 1 else engine
