@@ -116,6 +116,11 @@ class Contrast(Objective):
         """One slot; the value is a 63-bit hash of the sample, to know its other pairs."""
         return example_aim(mark(shown.key))
 
+    @property
+    def room(self) -> int | None:
+        """As many as the queue takes in at once."""
+        return self.queue or None
+
     def slots(self, examples: int) -> int | None:
         """One for each example, so that every process gathers alike."""
         return examples

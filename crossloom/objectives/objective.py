@@ -160,6 +160,11 @@ class Objective(ABC):
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
         """A fresh head; ``widths`` are the plan's, by stream."""
 
+    @property
+    def room(self) -> int | None:
+        """Examples that a step may have, over all processes; None for any number."""
+        return None
+
     def slots(self, examples: int) -> int | None:
         """A fixed number of slots per micro-batch, the rest blank; None for as many as are."""
         return None

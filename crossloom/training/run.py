@@ -128,6 +128,13 @@ def make_model(recipe: Recipe) -> CrossloomModel:
     Raises:
         RecipeError: parts of the recipe do not fit each other.
     """
+    most = recipe.examples * recipe.micro
+    for name, objective in recipe.objectives.items():
+        if objective.room is not None and most > objective.room:
+            raise RecipeError(
+                f"objectives.{name}.queue: {objective.room} features, and a step may bring {most} "
+                "(examples × micro); make it longer"
+            )
     seed_torch(recipe.seed, "weights")
     try:
         return CrossloomModel(

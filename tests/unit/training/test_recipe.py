@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from crossloom.models.presets import encoder_decoder
+from crossloom.objectives.presets import itc_queue
 from crossloom.objectives.view import View
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.loop import Badness, RunError
@@ -213,3 +214,19 @@ def test_damaged_shards_count_among_the_bad_and_every_process_ends(recipe):
     other.take(_Batch(4, 0))
     with pytest.raises(RunError, match="another process"):
         other.settle(6, 10, 1.0)
+
+
+def test_a_queue_shorter_than_a_step_is_refused_before_the_run(world):
+    base = tiny_recipe(world).located()
+    captions = base.mixture["captions"]
+    captions = replace(captions, objectives=(*captions.objectives, "itc"))
+    recipe = replace(
+        base,
+        objectives=base.objectives | {"itc": itc_queue(queue=15, dim=16)},
+        mixture={**base.mixture, "captions": captions},
+        examples=5,
+        micro=3,
+    )
+    make_model(recipe)
+    with pytest.raises(RecipeError, match=r"objectives\.itc\.queue: 15 .* may bring 16"):
+        make_model(replace(recipe, examples=4, micro=4))
