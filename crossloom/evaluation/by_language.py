@@ -57,7 +57,10 @@ def outcome(
 
 
 def rows(outcomes: Iterable[Outcome]) -> list[Row]:
-    """A row for each system and task: means over seeds, runs in one language each put together."""
+    """A row for each system and task: means over seeds, runs in one language each put together.
+
+    Tasks that are told in one and the same language alone have none.
+    """
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for one in outcomes:
         name = f"{one.name}, {OWN}" if one.alone else one.name
@@ -76,7 +79,10 @@ def rows(outcomes: Iterable[Outcome]) -> list[Row]:
             if m.languages is not None and (not m.languages or code in m.languages)
         }
         found.append(Row(name, task, scores, frozenset(tuned)))
-    return found
+    told = {row.task: set[str]() for row in found}
+    for row in found:
+        told[row.task].update(row.scores)
+    return [row for row in found if len(told[row.task]) > 1]
 
 
 def columns(shown: Sequence[Row]) -> dict[str, list[str]]:

@@ -52,7 +52,10 @@ def test_rows_are_means_over_seeds_and_know_what_was_fine_tuned_on():
             Outcome("a", "xnli", {"en": 0.8, "de": 0.4}, ("en",)),
             Outcome("a", "xnli", {"en": 0.6, "de": 0.6}, ("en",)),
             Outcome("a", "tagging", {"en": 0.5, "de": 0.5}, ()),
-            Outcome("a", "sentence-retrieval", {"en": 0.1}, None),
+            Outcome("a", "sentence-retrieval", {"en": 0.1, "de": 0.2}, None),
+            # in one language alone: nothing is told by language
+            Outcome("a", "vqa", {"en": 0.3}, ("en",)),
+            Outcome("b", "vqa", {"en": 0.4}, ("en",)),
         ]
     )
     assert [(r.name, r.task, set(r.tuned)) for r in found] == [
