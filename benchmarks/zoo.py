@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -194,9 +195,10 @@ def steps_within(recipe: Recipe, seconds: float, run: Path) -> int:
             seen.append(time.process_time())
 
         probe = run.parent / f".probe-{run.name}"
+        shutil.rmtree(probe, ignore_errors=True)  # one that was stopped measured other steps
         each = PROBE // 2
         short = replace(recipe, steps=PROBE, log_every=each, save_every=10**9, workers=0)
-        train(short, probe, start("cpu"), resume=True, display=look)
+        train(short, probe, start("cpu"), display=look)
         pace = (seen[-1] - seen[0]) / each
         known.write_text(json.dumps({"steps": max(PROBE, int(seconds / pace)), "pace": pace}))
     return int(json.loads(known.read_text())["steps"])
