@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from crossloom.batch import Batch, fuse
 from crossloom.data_pipelines.collate import Collator, Example
-from crossloom.data_pipelines.errors import ShardError, WorkerError
+from crossloom.data_pipelines.errors import WorkerError
 from crossloom.data_pipelines.join import join
 from crossloom.data_pipelines.mixture import Mixture
 from crossloom.data_pipelines.order import Order, Place
@@ -177,7 +177,7 @@ class Failed:
     An exception that leaves a worker by itself arrives as a page of traceback.
     """
 
-    error: ShardError
+    error: ValueError
 
 
 class _Passes(Dataset["Batch | Failed"]):
@@ -195,7 +195,7 @@ class _Passes(Dataset["Batch | Failed"]):
         numbers = self.shares.of_step(self.steps[step])[group]
         try:
             return fuse([self.stack.micro(n) for n in numbers], self._of_units)
-        except ShardError as error:
+        except ValueError as error:  # torch would hand on a page of it
             return Failed(error)
 
 
@@ -206,6 +206,7 @@ def load(
 
     Raises:
         ShardError: a shard cannot be had.
+        ValueError: a reader, a view and an objective do not fit each other.
         RuntimeError: of torch, when a worker was killed: see :func:`killed`.
     """
     loader: DataLoader[Batch | Failed] = DataLoader(
@@ -213,6 +214,8 @@ def load(
         batch_size=None,
         shuffle=False,
         num_workers=workers,
+        # what a stack remembers of its order cannot be sent to a process that is started anew
+        multiprocessing_context="fork" if workers else None,
         prefetch_factor=4 if workers else None,
         pin_memory=pin,
         collate_fn=_same,

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from crossloom.batch import Stream
 from crossloom.modalities.modality import Embedder, Modality, Target
@@ -371,6 +372,18 @@ class TowerEmbedder(Embedder):
         self.register_buffer(
             "deviation", torch.tensor(spec.deviation).view(3, 1, 1) * 255, persistent=False
         )
+
+    def train(self, mode: bool = True) -> TowerEmbedder:
+        """Norms over a batch keep the statistics that came with the weights.
+
+        Those of a pass would depend on how passes are made, and on pictures that stand in where
+        there are none.
+        """
+        super().train(mode)
+        for module in self.tower.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
 
     def forward(self, stream: Stream) -> Tensor:
         """``[N, width]``."""

@@ -4,7 +4,8 @@ Queries are the units of one or more streams laid end to end, keys those of the 
 A :class:`Together` says where each example's units of several streams lie, once per view.
 Two back ends give the same numbers: a padded masked one (any device), and variable-length kernels
 (``torch.nn.attention.varlen``, CUDA with bf16 or fp16) when nothing is masked inside an example,
-or all that is masked is what a lone stream would read of its own future.
+or all that is masked is what a lone stream would read of its own future; without dropout of
+weights, and for heads as wide as the kernels take.
 
 Legend: E examples, N units laid flat, L longest example, H heads, C width of a head.
 """
@@ -24,6 +25,8 @@ from crossloom.batch import Stream, ViewBatch
 #: Whether the kernel has a flag for reading no later unit; it has windows since torch 2.11. Its
 #: signature would tell, but looking takes a second of every process that starts.
 _FLAGGED = torch.__version__.startswith("2.10.")
+#: Units of a head's width that its kernels take, in multiples of eight.
+_WIDEST = 256
 
 
 @dataclass(frozen=True)
@@ -306,7 +309,8 @@ def attention(
     if layout.record is not None:
         mask = layout.mask(queries, keys, causal)
         layout.record.append(Attention(queries, keys, _weights(q, k, to, of, mask), to, of))
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and not dropout:
+    fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= _WIDEST
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and not dropout and fits:
         restricted = layout.roomy(keys) or layout.view.across or layout.unseen(keys)
         # beside other streams, a causal one would need a mask of its own
         if not restricted and (not causal or causal == queries == keys):

@@ -402,14 +402,17 @@ def _rows(
     everyone = torch.arange(len(samples), device=a.device)
     same = own[:, None] == everyone
     barred = ((sample[:, None] == samples) & ~same) | ((weights == 0) & ~same)
-    if power is None:
-        forth = scale * a @ all_b.T
-    else:
-        forth = scale * harden(a @ all_b.T, own, power)
+
+    def scored(asker: Tensor, everyones: Tensor) -> Tensor:
+        with torch.autocast(a.device.type, enabled=False):  # at 64 bf16 knows no halves
+            if power is None:
+                return scale * asker @ everyones.T
+            return scale * harden(asker @ everyones.T, own, power)
+
+    forth = scored(a, all_b)
     if bias is None:
         forth = forth.masked_fill(barred, -torch.inf)
-        back = scale * b @ all_a.T if power is None else scale * harden(b @ all_a.T, own, power)
-        back = back.masked_fill(barred, -torch.inf)
+        back = scored(b, all_a).masked_fill(barred, -torch.inf)
         each = (F.cross_entropy(forth, own, reduction="none")
                 + F.cross_entropy(back, own, reduction="none")) / 2  # fmt: skip
     else:

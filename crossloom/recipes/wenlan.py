@@ -56,7 +56,7 @@ def wenlan() -> Recipe:
     image classifier and a pooler of the text that nothing uses, without a norm over the cells. The
     paper's thousand million are with larger towers. The 30 million
     Chinese pairs are not public. Batch, rate and steps are not in what is released: those here are
-    ours.
+    ours. The tower's norms over a batch keep the statistics that come with its weights.
     """
     return Recipe(
         name="wenlan",

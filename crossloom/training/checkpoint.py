@@ -18,7 +18,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,16 @@ def write_part(folder: Path, step: int, rank: int, pieces: Mapping[str, Piece]) 
     write_atomically(path.with_suffix(_DONE), json.dumps(_fingerprint(path)))
 
 
-def commit(folder: Path, step: int, notes: Mapping[str, Any]) -> Path:
+def commit(folder: Path, step: int, notes: Mapping[str, Any], names: Collection[str] = ()) -> Path:
     """Make a checkpoint of the parts that lie aside: called once, when all are there.
 
+    Args:
+        folder, step: where, and of which step.
+        notes: what else is to be known of it.
+        names: tensors that must be among the parts.
+
     Raises:
-        OSError: as :func:`write_part`.
+        OSError: as :func:`write_part`; or the parts are not the whole.
     """
     aside, final = _aside(folder, step), folder_of(folder, step)
     files = {}
@@ -98,6 +103,13 @@ def commit(folder: Path, step: int, notes: Mapping[str, Any]) -> Path:
     files["state.json"] = _fingerprint(aside / "state.json")
     manifest = {"format": _FORMAT, "files": files}
     write_atomically(aside / "manifest.json", json.dumps(manifest, indent=1))
+    try:
+        found = Checkpoint(aside)
+        found.check_whole()
+        if lacking := sorted(set(names) - found.shapes.keys()):
+            raise CheckpointError(f"{aside}: lacks {lacking[0]}")
+    except CheckpointError as error:  # a part that this process does not see, or one too many
+        raise OSError(f"{error}; do all processes write to one folder?") from None
     flush(aside)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
@@ -114,6 +126,18 @@ def tidy(folder: Path) -> None:
     """Remove everything that was never completed: before a run begins to write."""
     for path in folder.glob(f".{_NAME}*.partial"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Rename the checkpoints of later steps, which were refused, to ``refused-step-…``.
+
+    They would be taken for the newest ones where a number of them is kept.
+    """
+    for path in checkpoints(folder):
+        if _step(path) > step:
+            aside = path.with_name(f"refused-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def prune(folder: Path, keep: int, every: int = 0) -> None:
@@ -182,6 +206,7 @@ def verify(path: Path) -> None:
             raise CheckpointError(f"{file}: not in the manifest (of another checkpoint?)")
     if (step := json.loads((path / "state.json").read_text())["step"]) != _step(path):
         raise CheckpointError(f"{path / 'state.json'}: of step {step}, as the whole directory")
+    Checkpoint(path).check_whole()
 
 
 def _manifest(path: Path) -> dict[str, dict[str, Any]]:
@@ -247,6 +272,23 @@ class Checkpoint:
         if have < end:
             raise CheckpointError(f"{self.path}: {name} lacks what lies from {have} to {end}")
         return torch.cat(found) if len(found) != 1 else found[0]
+
+    def check_whole(self) -> None:
+        """Compare the processes' stretches with the tensors' shapes.
+
+        Raises:
+            CheckpointError: names the first tensor of which something is lacking, or there twice.
+        """
+        for name, shape in self.shapes.items():
+            have = 0
+            for first, last, _ in sorted(self._stretches[name], key=lambda x: x[:2]):
+                if first != have:
+                    fault = "lacks" if first > have else "has twice"
+                    which = "from {} to {}".format(*sorted((first, have)))
+                    raise CheckpointError(f"{self.path}: {name} {fault} what lies {which}")
+                have = last
+            if have != (size := math.prod(shape)):
+                raise CheckpointError(f"{self.path}: {name} lacks what lies from {have} to {size}")
 
     def whole(self, name: str) -> Tensor:
         """A tensor in its own shape."""

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
 from crossloom.batch import Batch
 from crossloom.data_pipelines.loader import Shares, killed, load
 from crossloom.data_pipelines.source import changed
@@ -146,10 +148,16 @@ def train(
     badness = Badness(recipe, stack.defects)
     if latest and found:
         first, before = found.step, found.notes.get("data", {})
+        if first > recipe.steps:
+            raise RecipeError(
+                f"steps: {recipe.steps}, but {latest} is of step {first}; raise it, or begin anew"
+            )
         restore(found, str(latest), engine, recipe, badness, environment.main)
     if environment.main:
         prepare_folder(out, recipe)
-        checkpoint.tidy(folder)
+        for written in (folder, folder / "selected"):
+            checkpoint.tidy(written)
+        checkpoint.set_aside(folder, first)
         Quarantine.prepare(out, first, stack.defects)
         forget(out, first)
         met = sampling.shares(recipe, stack)
@@ -192,6 +200,11 @@ def train(
     with Stop() as stop, run.guard:
         try:
             return run.steps(stack, shares, first, stop, display)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"the device is out of memory ({str(error).partition('.')[0]}): let fused=-1 find "
+                "what fits, recompute layers (recompute=1), or take fewer examples"
+            ) from None
         except RuntimeError as error:
             if (known := killed(error)) is None:
                 raise

@@ -293,6 +293,13 @@ class Recipe:
                         f"mixture.{name}.objectives: {objective!r} needs {sorted(lacking)[0]!r} "
                         "beside it, on the same batches"
                     )
+                users = [o for o, x in self.objectives.items() if objective in x.beside]
+                if without := set(users) - set(component.objectives):
+                    raise ValueError(
+                        f"mixture.{name}.objectives: {sorted(without)[0]!r} takes its pairs from "
+                        f"{objective!r}, wherever that is drawn: name both, or give {name} an "
+                        f"objective of its own that shares {objective!r}"
+                    )
         if idle := [o for o in self.objectives if o not in drawn]:
             raise ValueError(f"objectives.{idle[0]}: no component of the mixture trains it")
         if self.fused and not all(o.separable for o in self.objectives.values()):
@@ -315,19 +322,26 @@ class Recipe:
 
 
 def _under(part: Any, folder: Path) -> Any:
-    """A dataclass with the relative paths in it, and in those it holds, below a folder."""
+    """A dataclass with the relative paths in it, and in those it holds, below a folder.
+
+    Those that begin with the folder are below it already: a run's own recipe has such.
+    """
     changes: dict[str, Any] = {}
     for name in (f.name for f in fields(part)):
         value = getattr(part, name)
         if is_dataclass(value):
             found = _under(value, folder)
-        elif name in PATHS and isinstance(value, str) and value and not Path(value).is_absolute():
+        elif name in PATHS and isinstance(value, str) and value and not _below(value, folder):
             found = str(folder / value)
         else:
             continue
         if found is not value:
             changes[name] = found
     return replace(part, **changes) if changes else part
+
+
+def _below(path: str, folder: Path) -> bool:
+    return Path(path).is_absolute() or Path(path).is_relative_to(folder)
 
 
 def _check_joined(

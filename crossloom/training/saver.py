@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ class Saver:
         self._stall = 0.0
         self._step: int | None = None
         self._notes: Mapping[str, Any] = {}
+        self._names: tuple[str, ...] = ()
         self._thread: Thread | None = None
         self._error = ""
 
@@ -44,6 +46,7 @@ class Saver:
         mine = {n: p for n, p in state.items() if (main or not p.shared) and len(p.value)}
         copies = {n: p.beside(p.value.to("cpu", copy=True)) for n, p in mine.items()}
         self._step, self._notes, self._error = step, notes, ""
+        self._names = tuple(n for n, p in state.items() if math.prod(p.shape))
         # not a daemon: what was begun is written even if the run ends by an error
         self._thread = Thread(target=self._write, args=(step, copies), name=f"checkpoint {step}")
         self._thread.start()
@@ -73,7 +76,7 @@ class Saver:
         step, self._step, self._thread = self._step, None, None
         if not failed and self.environment.main:
             try:
-                checkpoint.commit(self.folder, step, self._notes)
+                checkpoint.commit(self.folder, step, self._notes, self._names)
             except OSError as error:
                 self._error, failed = f"{error.strerror or error}", 1.0
         if self._error:

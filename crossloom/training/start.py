@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from crossloom.models.start import transplant
 from crossloom.training.checkpoint import write_atomically
 from crossloom.training.recipe import Recipe
 from crossloom.training.run import RECIPE, load_weights, open_run
+
+_SLOW_HEAD = re.compile(r"heads\.[^.]+\.slow\.")
+_QUEUE = re.compile(r"heads\.[^.]+\.queue\.")
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,13 @@ def start(model: CrossloomModel, recipe: Recipe) -> Started:
             taken = {k: v for k, v in taken.items() if not k.startswith("fusion.")}
         moved = transplant(weights, own, before.plan, recipe.plan, _alike(recipe, before))
         taken = {k: v for k, v in moved.items() if k not in barred} | taken
+    slow = {k for k in own if k.startswith("slow.") or _SLOW_HEAD.match(k)}
+    other = before is not None and not same_layers(before.plan, recipe.plan)
+    if late := bool(barred) or other or not slow <= taken.keys():
+        # slow copies of other layers or words, and what they have queued, mean nothing here
+        taken = {k: v for k, v in taken.items() if k not in slow and not _QUEUE.match(k)}
     model.load_state_dict(taken, strict=False)
-    if not any(k.startswith("slow.") for k in taken):
+    if late:
         model.catch_up()
     used = {id(v) for v in taken.values()}
     return Started(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from crossloom.training import checkpoint
 from crossloom.training.environment import start
 from crossloom.training.loop import RunError, train
 from crossloom.training.meters import read_journal
-from crossloom.training.recipe import RecipeError
+from crossloom.training.recipe import RecipeError, from_yaml
 from crossloom.training.run import load_weights, make_model, make_stack
 
 CPU = start("cpu")
@@ -115,6 +116,40 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_used(whole, 
     assert "rank-00000.safetensors" in refused[0]
     with pytest.raises(checkpoint.CheckpointError, match=r"rank-00000\.safetensors"):
         checkpoint.load(last)
+
+
+def test_a_refused_checkpoint_is_not_kept_for_the_newest(whole, tmp_path):
+    recipe, out = whole
+    copy = tmp_path / "run"
+    shutil.copytree(out, copy)
+    folder = copy / "checkpoints"
+    (checkpoint.folder_of(folder, recipe.steps) / "state.json").unlink()
+    for step in range(1, recipe.steps - 1):
+        shutil.rmtree(checkpoint.folder_of(folder, step))
+    train(replace(recipe, keep=1), copy, CPU, resume=True)
+    assert [p.name for p in checkpoint.checkpoints(folder)] == [f"step-{recipe.steps:09d}"]
+    checkpoint.load(checkpoint.folder_of(folder, recipe.steps))
+    assert (folder / f"refused-step-{recipe.steps:09d}").is_dir()
+    assert losses(copy) == losses(out)
+
+
+def test_fewer_steps_than_were_taken_are_refused(whole, tmp_path):
+    recipe, out = whole
+    copy = tmp_path / "run"
+    shutil.copytree(out, copy)
+    with pytest.raises(RecipeError, match=r"steps: 7, but .*step-000000012 is of step 12"):
+        train(replace(recipe, steps=7), copy, CPU, resume=True)
+
+
+def test_a_runs_own_recipe_goes_on_with_it(world, tmp_path, monkeypatch):
+    """Its paths are those of the recipe it was made from, below the same relative folder."""
+    monkeypatch.chdir(world.parent)
+    recipe = replace(tiny_recipe(Path(world.name)), steps=2, save_every=1)
+    train(recipe, tmp_path / "run", CPU)
+    again = from_yaml(tmp_path / "run" / "recipe.yaml")
+    assert again.located() == again
+    train(replace(again, steps=4), tmp_path / "run", CPU, resume=True)
+    assert [line["step"] for line in losses(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 def test_a_folder_with_a_run_is_not_overwritten(whole):

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 import torch.utils.data
 
 from crossloom.data_pipelines import check as checking
@@ -14,6 +15,7 @@ from crossloom.data_pipelines.errors import WorkerError
 from crossloom.data_pipelines.loader import Stack
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.testing.recipes import tiny_recipe
+from crossloom.training.engine import Engine
 from crossloom.training.environment import start
 from crossloom.training.loop import RunError, train
 
@@ -46,6 +48,25 @@ def test_other_errors_stay_what_they_are(world, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="a mistake of ours") as found:
         train(tiny_recipe(world), tmp_path / "run", start("cpu"))
     assert not isinstance(found.value, RunError)
+
+
+def test_what_a_worker_says_to_people_is_said_as_it_is(world, tmp_path, monkeypatch):
+    def micro(self, number):
+        assert torch.utils.data.get_worker_info()
+        raise ValueError("the reader tells no label")
+
+    monkeypatch.setattr(Stack, "micro", micro)
+    with pytest.raises(ValueError, match=r"^the reader tells no label$"):
+        train(replace(tiny_recipe(world), workers=1), tmp_path / "run", start("cpu"))
+
+
+def test_a_full_device_ends_the_run_with_what_helps(world, tmp_path, monkeypatch):
+    def step(self, *arguments):
+        raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Engine, "step", step)
+    with pytest.raises(RunError, match=r"out of memory \(.*fused=-1.*recompute=1"):
+        train(tiny_recipe(world), tmp_path / "run", start("cpu"))
 
 
 def _die(piece):

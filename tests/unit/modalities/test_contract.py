@@ -11,9 +11,7 @@ from PIL import Image
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.world import synthesise
 from crossloom.modalities.boxes import overlap_groups
-from crossloom.modalities.patches import (
-    Patches,
-)
+from crossloom.modalities.patches import Patches, tower_features
 from crossloom.modalities.pictures import (
     Augment,
     cut,
@@ -122,6 +120,18 @@ def test_a_timm_tower_gives_its_tokens():
     units = spec.decode({"png": picture()}, RNG)
     assert len(units) == spec.longest() == 1
     check_modality(spec, {"png": picture()})
+
+
+def test_norms_of_a_tower_over_a_batch_do_not_look_at_the_batch():
+    embedder = Patches(size=32, patch=16, tower="timm:resnet10t").embedder(8).train()
+    before = {n: b.clone() for n, b in embedder.named_buffers()}
+    image = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    together, *alone = (
+        tower_features(embedder.tower, x, False)[1] for x in (image, image[:1], image[1:])
+    )
+    torch.testing.assert_close(together, torch.cat(alone))
+    assert all(torch.equal(b, before[n]) for n, b in embedder.named_buffers())
+    assert embedder.norm.training
 
 
 def test_words_are_groups_and_specials_are_never_hidden(text):

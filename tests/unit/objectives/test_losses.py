@@ -184,6 +184,26 @@ def test_contrast_in_chunks_equals_whole_with_gradients():
         torch.testing.assert_close(whole, chunked)
 
 
+@pytest.mark.parametrize(("bias", "power"), [(None, None), (-10.0, None), (None, 0.3)])
+def test_contrast_under_autocast_is_in_float32(bias, power):
+    a, b = unit_rows(6, 8, 0).requires_grad_(), unit_rows(6, 8, 1).requires_grad_()
+    more = [None if x is None else torch.tensor(x) for x in (bias, power)]
+
+    def made():
+        return contrast(
+            a, b, torch.arange(1, 7), torch.ones(6), torch.tensor(100.0), more[0], power=more[1]
+        )["loss"]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        half = made()
+    for whole, other in zip(
+        (made(), *torch.autograd.grad(made(), (a, b))),
+        (half, *torch.autograd.grad(half, (a, b))),
+        strict=True,
+    ):
+        assert torch.equal(whole, other)
+
+
 def test_foreign_pairs_are_not_pulled_together():
     both = dict.fromkeys(VIEW.streams)
     with pytest.raises(ValueError, match="'v' mismatches b: foreign pairs"):

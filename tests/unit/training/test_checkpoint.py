@@ -52,15 +52,47 @@ def test_any_stretches_are_read_from_any_others(tmp_path_factory, rows, columns,
 
 
 def test_what_does_not_fit_is_said(tmp_path):
-    tensor = torch.zeros(4, 3)
-    checkpoint.write_part(tmp_path, 1, 0, {"model/w": cut(tensor, [5])[0]})
+    checkpoint.write_part(tmp_path, 1, 0, {"model/w": Piece.whole(torch.zeros(4, 3))})
     found = checkpoint.load(checkpoint.commit(tmp_path, 1, {}))
-    with pytest.raises(checkpoint.CheckpointError, match="lacks what lies from 5 to 12"):
-        found.whole("model/w")
     with pytest.raises(ValueError, match=r"shape \(3, 4\) here, \(4, 3\) there"):
         found.fill("model/w", Piece.whole(torch.zeros(3, 4)))
     with pytest.raises(ValueError, match="no model/v"):
         found.whole("model/v")
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [((0,), "lacks what lies from 5 to 12"), ((1,), "lacks what lies from 0 to 5"),
+     ((0, 1, 1), "has twice what lies from 5 to 12")],
+)  # fmt: skip
+def test_what_is_not_the_whole_is_no_checkpoint(tmp_path, parts, message):
+    pieces = cut(torch.zeros(4, 3), [5])
+    for rank, part in enumerate(parts):
+        checkpoint.write_part(tmp_path, 1, rank, {"model/w": pieces[part]})
+    with pytest.raises(OSError, match=f"{message}; do all processes write to one folder"):
+        checkpoint.commit(tmp_path, 1, {})
+    assert checkpoint.checkpoints(tmp_path) == []
+
+
+def test_a_tensor_that_only_a_missing_part_had_is_missed(tmp_path):
+    checkpoint.write_part(tmp_path, 1, 0, {"model/v": Piece.whole(torch.zeros(3))})
+    with pytest.raises(OSError, match="lacks model/w"):
+        checkpoint.commit(tmp_path, 1, {}, ["model/v", "model/w"])
+
+
+def test_a_checkpoint_without_a_part_is_refused(tmp_path):
+    for step in (1, 2):
+        for rank, piece in enumerate(cut(torch.zeros(4, 3), [5])):
+            checkpoint.write_part(tmp_path, step, rank, {"model/w": piece})
+        last = checkpoint.commit(tmp_path, step, {})
+    manifest = json.loads((last / "manifest.json").read_text())
+    del manifest["files"]["rank-00001.safetensors"]
+    (last / "manifest.json").write_text(json.dumps(manifest))
+    (last / "rank-00001.safetensors").unlink()
+    found, (reason,) = checkpoint.newest(tmp_path)
+    assert steps(tmp_path) == [1, 2]
+    assert found == checkpoint.folder_of(tmp_path, 1)
+    assert "model/w lacks what lies from 5 to 12" in reason
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_with_a_way_out(tmp_path):

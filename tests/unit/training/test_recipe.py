@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from crossloom.models.presets import encoder_decoder
-from crossloom.objectives.presets import itc_queue
+from crossloom.objectives.presets import itc_queue, itm_hard
 from crossloom.objectives.view import View
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.loop import Badness, RunError
@@ -230,3 +230,15 @@ def test_a_queue_shorter_than_a_step_is_refused_before_the_run(world):
     make_model(recipe)
     with pytest.raises(RecipeError, match=r"objectives\.itc\.queue: 15 .* may bring 16"):
         make_model(replace(recipe, examples=4, micro=4))
+
+
+def test_who_draws_a_miner_draws_what_is_mined(world):
+    base = tiny_recipe(world, contrast=True)
+    mined = base.objectives | {"itm": itm_hard()}
+    captions = base.mixture["captions"]
+    both = {**base.mixture, "web": replace(captions, objectives=("itc",))}
+    with pytest.raises(ValueError, match=r"mixture\.web\.objectives: 'itm' .* from 'itc'"):
+        replace(base, objectives=mined, mixture=both)
+    few = replace(captions, objectives=tuple(o for o in captions.objectives if o != "itc"))
+    with pytest.raises(ValueError, match=r"mixture\.captions\.objectives: 'itm' needs 'itc'"):
+        replace(base, objectives=mined, mixture={**base.mixture, "captions": few})

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from crossloom.models.presets import co_attention, cross_encoder, single_stream
-from crossloom.objectives.presets import itm, mlm
+from crossloom.models.presets import co_attention, cross_encoder, dual_encoder, single_stream
+from crossloom.objectives.presets import itc_queue, itm, mlm
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.recipe import Component
 from crossloom.training.run import WEIGHTS, make_model, prepare_folder
@@ -167,3 +167,34 @@ def test_the_report_is_kept_beside_the_run(base, tmp_path):
     assert kept["fresh"] == []
     assert kept["unused"] == []
     assert "embed.text.token.weight" in kept["taken"]
+
+
+def queued(base, plan, source=""):
+    recipe = paired(base, plan, source)
+    part = recipe.mixture["pairs"]
+    return replace(
+        recipe,
+        objectives=recipe.objectives | {"itc": itc_queue(queue=64, dim=8)},
+        mixture={"pairs": replace(part, objectives=(*part.objectives, "itc"))},
+    )
+
+
+def test_slow_copies_of_another_plan_follow_what_was_taken(base, tmp_path):
+    towers = dual_encoder(*STREAMS, layers=2, **SIZE)
+    source = saved(queued(base, towers), tmp_path / "towers")
+    same = make_model(queued(base, towers))
+    start(same, queued(base, towers, tmp_path / "towers"))
+    assert all(torch.equal(v, source[k]) for k, v in same.state_dict().items())
+    assert not all(torch.equal(x, y) for x, y in followed(same))
+    other = queued(base, single_stream(STREAMS, layers=2, **SIZE), tmp_path / "towers")
+    model = make_model(other)
+    report = start(model, other)
+    assert all(torch.equal(x, y) for x, y in followed(model))
+    assert "heads.itc.queue.feature" in report.fresh
+    assert "embed.text.token.weight" in report.taken
+
+
+def followed(model):
+    """Parameters of slow copies beside those they follow."""
+    pairs = model._pairs()
+    return [p for a, b in pairs for p in zip(a.parameters(), b.parameters(), strict=True)]
