@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,9 +27,11 @@ class Predicted:
 
 
 def evaluation_collator(recipe: Recipe) -> Collator:
-    """The recipe's collator without augmentation."""
+    """The recipe's collator without augmentation, and with views that hide nothing."""
     steady = {s: m.steady() for s, m in recipe.modalities.items()}
-    return Collator(steady, recipe.objectives, recipe.seed)
+    # matching and contrast may share a view with masked modelling
+    clean = {n: replace(o, view=o.view.clean) for n, o in recipe.objectives.items()}
+    return Collator(steady, clean, recipe.seed)
 
 
 class _Chunks(Dataset[Any]):
@@ -53,7 +55,7 @@ class _Chunks(Dataset[Any]):
 
 
 def shown(collator: Collator, examples: Sequence[Example], objectives: Sequence[str]) -> Batch:
-    """A batch for prediction: matched, nothing hidden that a view does not hide by itself."""
+    """A batch for prediction, of an :func:`evaluation_collator`: matched, nothing hidden."""
     return collator.batch(examples, objectives, len(examples), others=False)
 
 
