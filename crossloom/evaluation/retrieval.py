@@ -312,34 +312,32 @@ class _Scorer:
     ) -> dict[str, Array]:
         """Scores in both directions: match added for each query's best ``keep``, the rest below.
 
-        Without scores ``before``, every pair is scored.
+        What the other direction's queries chose is not among them (ALBEF). Without scores
+        ``before``, every pair is scored.
         """
         shape = (len(self.texts), len(self.images))
-        wanted = np.zeros(shape, bool)
         if before is None:
-            wanted[:] = True
-        else:
-            for name, scores in before.items():
-                best = np.argpartition(-scores, min(keep, scores.shape[1]) - 1, axis=1)[:, :keep]
-                for query, row in enumerate(best):
-                    for candidate in row:
-                        at = (query, candidate) if name == "text_to_image" else (candidate, query)
-                        wanted[at] = True
+            match = self._matched(np.ones(shape, bool), watch)
+            return dict(zip(BOTH, (match, match.T), strict=True))
+        wanted = {name: _best(scores, keep) for name, scores in before.items()}
+        there, back = (wanted[way] for way in BOTH)
+        match = self._matched(there | back.T, watch)
+        # both are log-odds, and add (BLIP); what was not chosen keeps its order, below all that was
+        return {
+            way: before[way] + np.where(wanted[way], scores, -1e6)
+            for way, scores in zip(BOTH, (match, match.T), strict=True)
+        }
+
+    def _matched(self, wanted: Array, watch: Watch | None) -> Array:
+        """Log-odds of the pairs wanted, ``[texts, images]`` float64; of others minus infinity."""
         pairs = np.argwhere(wanted)
-        match = np.full(shape, -np.inf)
+        match = np.full(wanted.shape, -np.inf)
         for start in range(0, len(pairs), 256):
             some = pairs[start : start + 256]
             match[some[:, 0], some[:, 1]] = self._match(some)
             if watch:
                 watch(min(start + 256, len(pairs)), len(pairs))
-        out = {"text_to_image": match, "image_to_text": match.T}
-        if before is None:
-            return out
-        # both are log-odds, and add (BLIP); what was not scored keeps its order, below all that was
-        return {
-            name: before[name] + np.where(np.isfinite(scores), scores, -1e6)
-            for name, scores in out.items()
-        }
+        return match
 
     def _match(self, pairs: Array) -> Array:
         text, image = self.streams
@@ -353,3 +351,12 @@ class _Scorer:
         batch = shown(self.collator, examples, (self.head,))
         self.model.eval()
         return run(self.model, batch, (self.head,))[self.head].numpy()
+
+
+def _best(scores: Array, keep: int) -> Array:
+    """Where each query's ``keep`` highest scores are, ``[Q, C]`` bool."""
+    chosen = np.zeros(scores.shape, bool)
+    keep = min(keep, scores.shape[1])
+    best = np.argpartition(-scores, keep - 1, axis=1)[:, :keep]
+    np.put_along_axis(chosen, best, True, axis=1)
+    return chosen
