@@ -156,6 +156,23 @@ def split_of(key: str) -> str:
     return name if dash and number.isdigit() else key.partition("/")[0]
 
 
+def check_one_split(task: Task, recipe: Recipe) -> None:
+    """Refuse several splits where all test shards are searched together.
+
+    Raises:
+        RecipeError: the test shards' names tell of more than one.
+    """
+    names = (s.name for s in open_shards(task.test, recipe.data))
+    # shards that have numbers for names tell no split
+    splits = list(dict.fromkeys(split_of(n) for n in names if not n.isdigit()))
+    if len(splits) > 1:
+        raise RecipeError(
+            f"{task.kind}: {task.test} are of the splits {', '.join(splits)}, which would be "
+            f"searched as one; give one, as test='{splits[0]}-*.tar' (shards of one split are "
+            "called SPLIT-000000.tar, and on)"
+        )
+
+
 def trained(recipe: Recipe, name: str, kind: type[Trained]) -> Trained:
     """The objective that a task was fine-tuned with.
 

@@ -314,12 +314,12 @@ def test_retrieval_goes_on_with_the_heads_there_are(base):
 @pytest.mark.parametrize("by", ["choice", "triplet"])
 def test_ranking_learns_on_the_world(base, tmp_path, by):
     settings = [f"by={by}", ENGLISH, "steps=150", "examples=12", "optim.rate=2e-3", "log_every=25"]
-    result = tuned("retrieval", base, tmp_path, *settings, "test={dev,test}-*.tar")
+    result = tuned("retrieval", base, tmp_path, *settings)
     journal = read_journal(tmp_path / "metrics.jsonl")
     assert journal[-1]["itm/loss"] < 0.8 * journal[0]["itm/loss"]
     assert journal[-1]["itm/correct"] > 0.4  # one of four
     assert "dual_encoder" not in result.metrics
-    assert result.metrics["text_to_image"]["r10"] > 0.4  # of 40
+    assert result.metrics["text_to_image"]["r5"] > 0.4  # of 20
 
 
 def test_hard_negatives_are_taken_over_and_trained(base, tmp_path):
