@@ -147,3 +147,11 @@ def test_languages_tell_what_they_hold_and_must_hold_something(towers, lacking):
         ranked(towers, "test=*.tar", "tested=[en,cs]", **here)
     with pytest.raises(RecipeError, match="name the languages"):
         ranked(towers, "tested=[]")
+
+
+def test_shards_of_one_name_are_refused(towers, world, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test-000000.tar").symlink_to(world / "test-000000.tar")
+    with pytest.raises(RecipeError, match=r"a/test-0+.tar and .*b/test-0+.tar have one name"):
+        ranked(towers, "test={a,b}/test-*.tar", data=str(tmp_path))
