@@ -99,6 +99,7 @@ class XQuad(Task):
         trained(recipe, self.kind, Span)
         text = recipe.modalities[self.text]
         assert isinstance(text, Text)
+        text = replace(text, stride=self.stride)  # fine-tuning's may be another
         tested = self.tested or self._languages(recipe)
         reader = Spans(languages=tested, all_languages=True)
         component = replace(self.component(recipe), reader=reader)

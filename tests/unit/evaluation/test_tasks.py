@@ -164,6 +164,28 @@ def test_two_pictures_are_told_apart(base, pictures, tmp_path, shape):
     assert {r["predicted"] for r in result.records} <= {"true", "false"}
 
 
+def test_two_pictures_are_tested_in_each_language(base, pictures, tmp_path):
+    with ShardWriter(tmp_path / "two", "test") as writer:
+        source = open_shards("test-*.tar", pictures)[0]
+        for number in range(4):
+            members = dict(source.read(number))
+            content = json.loads(members["json"])
+            content["pairs"][0]["hypothesis"]["de"] = "Das linke Bild zeigt einen Kreis."
+            writer.write(f"{number}", {**members, "json": content})
+    task, _ = make_task("nlvr2", ["tested=[en,de]"])
+    recipe = replace(task.recipe(open_run(base), ""), data=str(tmp_path / "two"))
+    result = task.evaluate(make_model(recipe), recipe)
+    assert [(r["key"], r["language"]) for r in result.records] == [
+        (f"test-000000/{n}#{place}", code)
+        for n in range(4)
+        for place, code in enumerate(("en", "de"))
+    ]
+    assert set(result.metrics["by_language"]) == {"en", "de"}
+    # two sentences, each in two languages
+    known = [{**r, "score": r["language"] == "en"} for r in result.records]
+    assert task.metrics(known) == {"consistency": 0.5}
+
+
 def test_a_pair_needs_no_single_stream_and_a_triplet_does(base, pictures):
     recipe = replace(
         open_run(base),

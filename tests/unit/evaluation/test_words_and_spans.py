@@ -222,6 +222,8 @@ def test_answers_are_found_in_windows(base, shards, tmp_path):
         assert record["exact"] == exact(said[record["id"]], record["answers"][0])
         assert sum(x["probability"] for x in record["listed"]) == pytest.approx(1)
     assert result.metrics["exact"] == pytest.approx(np.mean([r["exact"] for r in result.records]))
+    closer = evaluate("xquad", tmp_path, CPU, ["stride=2"])
+    assert closer.metrics["windows"] > result.metrics["windows"]
 
 
 def test_the_loss_is_the_mean_of_both_ends(world):
