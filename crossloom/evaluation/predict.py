@@ -14,8 +14,9 @@ from crossloom.batch import Batch
 from crossloom.data_pipelines.collate import Collator, Example
 from crossloom.data_pipelines.loader import decode
 from crossloom.data_pipelines.source import Defect, Source
+from crossloom.evaluation.task import split_of
 from crossloom.models.model import CrossloomModel
-from crossloom.training.recipe import Recipe
+from crossloom.training.recipe import Recipe, RecipeError
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ def predict(
         workers: loader processes.
         progress: called with (done, total) examples.
         defects: receives what is wrong with bad examples, which have no prediction.
+
+    Raises:
+        RecipeError: all examples are bad.
     """
     model.eval()
     chunks = _Chunks(source, evaluation_collator(recipe), objectives, size)
@@ -96,14 +100,28 @@ def predict(
         chunks, batch_size=None, num_workers=workers, collate_fn=_same
     )
     done = 0
+    wrong: list[Defect] = []
     for batch, examples, bad in loader:
+        wrong += bad
         if defects is not None:
-            defects.extend(bad)
+            defects += bad
         done += len(examples) + len(bad)
         if batch is not None:
             yield Predicted(examples, run(model, batch, objectives))
         if progress:
             progress(done, len(chunks.places))
+    if len(wrong) == done:
+        raise none_usable(source, wrong)
+
+
+def none_usable(source: Source, defects: Sequence[Defect]) -> RecipeError:
+    """The error where all examples of a source are bad: how many, of which split, why the first."""
+    splits = ", ".join(dict.fromkeys(split_of(shard.name) for shard in source.shards))
+    first = defects[0]
+    return RecipeError(
+        f"{source.name}: none of the {len(defects)} examples of {splits} can be used; the first, "
+        f"{first.key} of {first.shard}: {first.kind}: {first.message}"
+    )
 
 
 def _same(value: Any) -> Any:

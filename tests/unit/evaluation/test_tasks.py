@@ -287,6 +287,22 @@ def out_json(out):
     return open_shards("test-*.tar", out)[0].read(0)["json"]
 
 
+@pytest.mark.parametrize("task", ["vqa", "grounding", "retrieval"])
+def test_where_no_example_can_be_used_the_first_is_told(base, world, tmp_path, task):
+    source = open_shards("test-*.tar", world)[0]
+    with ShardWriter(tmp_path, "test") as writer:
+        for number in range(3):
+            members = source.read(number)
+            del members["regions.npz"]
+            writer.write(f"{number}", members)
+    made, _ = make_task(task, [ENGLISH])
+    recipe = made.recipe(open_run(base), "")
+    model = make_model(recipe)
+    message = rf"{task}: none of the \d+ examples of test .* 0 of .*test-0+.tar: .*regions\.npz"
+    with pytest.raises(RecipeError, match=message):
+        made.evaluate(model, replace(recipe, data=str(tmp_path)))
+
+
 def test_splits_are_named_by_their_shards():
     assert split_of("testA-000003/0000012#1") == "testA"
     assert split_of("dev-000000") == "dev"
