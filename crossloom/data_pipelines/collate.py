@@ -266,7 +266,7 @@ class Collator:
         fate = {s: np.zeros(len(u), np.int8) for s, u in units.items()}
         shown = Shown(key="", units=units, fate=fate, matched=True, labels={})
         exhibit = Exhibit(shown, {s: u.content for s, u in units.items()})
-        return self._view(replace(view, hide={}, follow={}), [exhibit] * view.rows)
+        return self._view(view.clean, [exhibit] * view.rows)
 
     def _aim(
         self, objective: Objective, rows: Sequence[tuple[Exhibit, ...]], slots: int

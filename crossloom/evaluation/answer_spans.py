@@ -14,11 +14,11 @@ from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.marked import Spans
 from crossloom.data_pipelines.reader import sample_json
 from crossloom.data_pipelines.shards import open_shards
-from crossloom.data_pipelines.source import Defect
+from crossloom.data_pipelines.source import Defect, defect
 from crossloom.evaluation.answers import Rules, best, exact, f1
 from crossloom.evaluation.features import read_examples
 from crossloom.evaluation.metrics import mean_by, seen_and_unseen
-from crossloom.evaluation.predict import evaluation_collator, run, shown
+from crossloom.evaluation.predict import evaluation_collator, none_usable, run, shown
 from crossloom.evaluation.task import (
     Budget,
     Result,
@@ -35,7 +35,7 @@ from crossloom.objectives.span import Span
 from crossloom.objectives.view import View
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe, RecipeError
-from crossloom.units import Array, Passage
+from crossloom.units import Array, BadSample, Passage
 
 #: Score, first character, one past the last.
 Answer = tuple[float, int, int]
@@ -99,10 +99,12 @@ class XQuad(Task):
         trained(recipe, self.kind, Span)
         text = recipe.modalities[self.text]
         assert isinstance(text, Text)
+        text = replace(text, stride=self.stride)  # fine-tuning's may be another
         tested = self.tested or self._languages(recipe)
         reader = Spans(languages=tested, all_languages=True)
         component = replace(self.component(recipe), reader=reader)
         source = self.source(recipe, component, self.test)
+        shards = {shard.name: shard for shard in source.shards}
         defects: list[Defect] = []
         collator = evaluation_collator(recipe)
         records, windows = [], 0
@@ -111,17 +113,25 @@ class XQuad(Task):
         for number, asked in enumerate(questions, start=1):
             label = asked.labels
             passages = [Passage(label["language"], label[k]) for k in ("question", "context")]
-            pieces = [
-                replace(asked, key=f"{asked.key}~{n}", units={self.text: units})
-                for n, units in enumerate(text.windows({text.field: passages}))
-            ]
-            batch = shown(collator, pieces, (self.kind,))
-            scores = run(model, batch, (self.kind,))[self.kind].numpy()
-            found = self._best(pieces, scores)
-            windows += len(pieces)
-            records.append(self._record(asked, found))
+            try:
+                read = text.windows({text.field: passages})
+            except BadSample as error:
+                name, _, key = asked.sample.partition("/")
+                defects.append(defect(shards[name], key, error, {}))
+                read = []
+            if read:
+                pieces = [
+                    replace(asked, key=f"{asked.key}~{n}", units={self.text: units})
+                    for n, units in enumerate(read)
+                ]
+                batch = shown(collator, pieces, (self.kind,))
+                scores = run(model, batch, (self.kind,))[self.kind].numpy()
+                records.append(self._record(asked, self._best(pieces, scores)))
+                windows += len(pieces)
             if watch:
                 watch(number, len(questions))
+        if not records:
+            raise none_usable(source, defects)
         return Result(self._metrics(records, windows), records, defects, _files(records))
 
     def _best(self, windows: Sequence[Example], scores: Array) -> list[Answer]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.loader import decode
 from crossloom.data_pipelines.source import Defect, Source
-from crossloom.evaluation.predict import evaluation_collator
+from crossloom.evaluation.predict import evaluation_collator, none_usable
 from crossloom.evaluation.task import Watch
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.contrast import ContrastHead
@@ -40,19 +40,26 @@ def read_examples(
         watch: called with (examples read, all).
         defects: receives what is wrong with bad examples, which are left out.
         size: examples read at a time.
+
+    Raises:
+        RecipeError: all examples are bad.
     """
     collator = evaluation_collator(recipe)
     places = source.places()
     found: list[Example] = []
+    wrong: list[Defect] = []
     for begin in range(0, len(places), size):
         good, bad = decode(source, places[begin : begin + size], collator, frozenset(streams))
         found += good
+        wrong += bad
         if defects is not None:
             defects += bad
         if watch:
             watch(min(begin + size, len(places)), len(places))
         if most and len(found) >= most:
             return found[:most]
+    if not found:
+        raise none_usable(source, wrong)
     return found
 
 

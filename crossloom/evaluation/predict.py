@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from crossloom.batch import Batch
 from crossloom.data_pipelines.collate import Collator, Example
 from crossloom.data_pipelines.loader import decode
 from crossloom.data_pipelines.source import Defect, Source
+from crossloom.evaluation.task import split_of
 from crossloom.models.model import CrossloomModel
-from crossloom.training.recipe import Recipe
+from crossloom.training.recipe import Recipe, RecipeError
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,11 @@ class Predicted:
 
 
 def evaluation_collator(recipe: Recipe) -> Collator:
-    """The recipe's collator without augmentation."""
+    """The recipe's collator without augmentation, and with views that hide nothing."""
     steady = {s: m.steady() for s, m in recipe.modalities.items()}
-    return Collator(steady, recipe.objectives, recipe.seed)
+    # matching and contrast may share a view with masked modelling
+    clean = {n: replace(o, view=o.view.clean) for n, o in recipe.objectives.items()}
+    return Collator(steady, clean, recipe.seed)
 
 
 class _Chunks(Dataset[Any]):
@@ -53,7 +56,7 @@ class _Chunks(Dataset[Any]):
 
 
 def shown(collator: Collator, examples: Sequence[Example], objectives: Sequence[str]) -> Batch:
-    """A batch for prediction: matched, nothing hidden that a view does not hide by itself."""
+    """A batch for prediction, of an :func:`evaluation_collator`: matched, nothing hidden."""
     return collator.batch(examples, objectives, len(examples), others=False)
 
 
@@ -87,6 +90,9 @@ def predict(
         workers: loader processes.
         progress: called with (done, total) examples.
         defects: receives what is wrong with bad examples, which have no prediction.
+
+    Raises:
+        RecipeError: all examples are bad.
     """
     model.eval()
     chunks = _Chunks(source, evaluation_collator(recipe), objectives, size)
@@ -94,14 +100,28 @@ def predict(
         chunks, batch_size=None, num_workers=workers, collate_fn=_same
     )
     done = 0
+    wrong: list[Defect] = []
     for batch, examples, bad in loader:
+        wrong += bad
         if defects is not None:
-            defects.extend(bad)
+            defects += bad
         done += len(examples) + len(bad)
         if batch is not None:
             yield Predicted(examples, run(model, batch, objectives))
         if progress:
             progress(done, len(chunks.places))
+    if len(wrong) == done:
+        raise none_usable(source, wrong)
+
+
+def none_usable(source: Source, defects: Sequence[Defect]) -> RecipeError:
+    """The error where all examples of a source are bad: how many, of which split, why the first."""
+    splits = ", ".join(dict.fromkeys(split_of(shard.name) for shard in source.shards))
+    first = defects[0]
+    return RecipeError(
+        f"{source.name}: none of the {len(defects)} examples of {splits} can be used; the first, "
+        f"{first.key} of {first.shard}: {first.kind}: {first.message}"
+    )
 
 
 def _same(value: Any) -> Any:

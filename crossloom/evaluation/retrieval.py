@@ -19,6 +19,7 @@ from crossloom.evaluation.task import (
     Result,
     Task,
     Watch,
+    check_one_split,
     other_stream,
     pooled_streams,
     split_of,
@@ -47,7 +48,8 @@ class Retrieval(Task):
 
     Metrics: ``text_to_image`` and ``image_to_text`` with ``r1``, ``r5``, ``r10``, ``median_rank``;
     ``dual_encoder`` with the same before reranking; ``images``, ``texts``. An image is found with
-    any of its texts. Of several languages each is tested by itself: ``languages`` holds the same
+    any of its texts. With ``fold`` also ``folds``, and ``left_out``, the images that fill none.
+    Of several languages each is tested by itself: ``languages`` holds the same
     for each (``by_language`` the first of them alone, R@1 of images), ``non_english`` the means
     over those but English, and the others are means over all.
     Rankings are written as TREC runs (query, Q0, candidate, rank, score, name).
@@ -82,7 +84,8 @@ class Retrieval(Task):
     limit: int = 0
     """Samples tested; 0 for all."""
     fold: int = 0
-    """Images that are searched together; metrics are means over such folds. 0 for all in one."""
+    """Images that are searched together; metrics are means over such folds, and what fills none is
+    left out. 0 for all in one."""
     rerank: int = 16
     """Candidates that the matching head scores for each query."""
     dim: int = 128
@@ -131,7 +134,15 @@ class Retrieval(Task):
         return Component(shards=self.train, reader=reader, objectives=names)
 
     def evaluate(self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None) -> Result:
-        """Rank all texts and images of the test shards, language by language."""
+        """Rank all texts and images of the test shards, language by language.
+
+        Raises:
+            RecipeError: there is no head that ranks; the shards are of several splits; a language
+                tested has no text, or too few images for a fold.
+        """
+        check_one_split(self, recipe)
+        if not self.tested:
+            raise RecipeError("tested: name the languages that are searched, as tested=[en]")
         heads = self._heads(recipe)
         text, image = self.streams(recipe)
         texts, images, defects = self._read(recipe, watch)
@@ -147,15 +158,15 @@ class Retrieval(Task):
         spoken = np.array([t.labels["language"] for t in texts])
         ranked = {}
         for language in self.tested:
-            if (rows := np.flatnonzero(spoken == language)).size:
-                told = np.unique(owner[rows])
-                mine = np.searchsorted(told, owner[rows])
-                some = [texts[n] for n in rows], [images[n] for n in told]
-                known = (vectors[0][rows], vectors[1][told]) if vectors is not None else None
-                ranked[language] = self._rank(model, recipe, heads, *some, mine, known, watch)
-        counts = {"images": len(images), "texts": len(texts)}
+            rows = np.flatnonzero(spoken == language)
+            told = np.unique(owner[rows])
+            mine = np.searchsorted(told, owner[rows])
+            some = [texts[n] for n in rows], [images[n] for n in told]
+            known = (vectors[0][rows], vectors[1][told]) if vectors is not None else None
+            ranked[language] = self._rank(model, recipe, heads, *some, mine, known, watch)
         each = {code: r.metrics for code, r in ranked.items()}
-        metrics = {**counts, **language_means(each, "text_to_image.r1")}
+        metrics = language_means(each, "text_to_image.r1")
+        metrics |= {"images": len(images), "texts": len(texts)}  # of all languages, no means
         records = [record for r in ranked.values() for record in r.records]
         files = {
             ".".join(("retrieval", *([language] if len(ranked) > 1 else []), way, "trec")): text
@@ -178,7 +189,7 @@ class Retrieval(Task):
         """Texts of one language and the images they tell of, ``owner`` the image of each text."""
         size = self.fold or len(images)
         metrics, records, lines = [], [], dict.fromkeys(BOTH, "")
-        for first in range(0, len(images), size):
+        for first in range(0, len(images) - size + 1, size):
             rows = np.flatnonzero((owner >= first) & (owner < first + size))
             some, pictures = [texts[int(n)] for n in rows], images[first : first + size]
             mine = (owner[rows] - first).tolist()
@@ -204,7 +215,9 @@ class Retrieval(Task):
                 )
         means: dict[str, Any] = {k: mean_of([m[k] for m in metrics]) for k in metrics[0]}
         final = means.pop("matched", None) or means["dual_encoder"]
-        return Result({"folds": len(metrics), **means, **final}, records, files=lines)
+        counts = {"images": len(images), "texts": len(texts), "folds": len(metrics)}
+        counts |= {"left_out": len(images) % size} if self.fold else {}
+        return Result({**counts, **means, **final}, records, files=lines)
 
     def _heads(self, recipe: Recipe) -> dict[str, str]:
         """Names of the contrastive and the matching objective over text and image."""
@@ -227,27 +240,52 @@ class Retrieval(Task):
     ) -> tuple[list[Example], list[Example], list[Defect]]:
         """The texts asked with, and the images, of the samples that have both."""
         text, image = self.streams(recipe)
+        pictures, queries = (
+            self.source(
+                recipe, Component(shards=self.test, reader=reader, objectives=()), self.test
+            )
+            for reader in (
+                Texts(languages=self.tested),
+                Texts(languages=self.tested, all_texts=True),
+            )
+        )
         defects: list[Defect] = []
-
-        def read(reader: Texts, stream: str, most: int, bad: list[Defect]) -> list[Example]:
-            component = Component(shards=self.test, reader=reader, objectives=())
-            source = self.source(recipe, component, self.test)
-            return read_examples(recipe, source, (stream,), most=most, watch=watch, defects=bad)
-
-        images = read(Texts(languages=self.tested), image, self.limit, defects)
+        wrong: list[Defect] = []
+        images = read_examples(
+            recipe, pictures, (image,), most=self.limit, watch=watch, defects=defects
+        )
+        read = read_examples(recipe, queries, (text,), watch=watch, defects=wrong)
         known = {example.sample for example in images}
         used: dict[tuple[str, str], int] = {}
         texts = []
-        # a sample without usable image is counted above, and its texts are no queries
-        for example in read(Texts(languages=self.tested, all_texts=True), text, 0, []):
+        for example in read:
             group = (example.sample, example.labels["language"])
             used[group] = used.get(group, 0) + 1
             if example.sample in known and (not self.texts or used[group] <= self.texts):
                 texts.append(example)
-        if not texts:
-            raise RecipeError(f"{self.test}: no text in {', '.join(self.tested)}")
+        self._check(texts)
+        # a sample without usable image is counted already, and its texts are no queries
+        name = {shard.shown: shard.name for shard in queries.shards}
+        defects += [d for d in wrong if f"{name[d.shard]}/{d.key}" in known]
         told = {example.sample for example in texts}
         return texts, [i for i in images if i.sample in told], defects
+
+    def _check(self, texts: Sequence[Example]) -> None:
+        """Each language tested needs a text, and images for a fold."""
+        spoken: dict[str, set[str]] = {language: set() for language in self.tested}
+        for example in texts:
+            spoken[example.labels["language"]].add(example.sample)
+        if silent := [language for language, samples in spoken.items() if not samples]:
+            raise RecipeError(
+                f"{self.test}: no text in {', '.join(silent)} for any image that can be used; "
+                "leave it out of tested"
+            )
+        for language, samples in spoken.items():
+            if self.fold > len(samples):
+                raise RecipeError(
+                    f"fold: {self.fold} images, but {self.test} has {len(samples)} with texts in "
+                    f"{language}: no fold is full; lower it, or set fold=0 for all in one"
+                )
 
 
 def _log_odds(
@@ -312,34 +350,32 @@ class _Scorer:
     ) -> dict[str, Array]:
         """Scores in both directions: match added for each query's best ``keep``, the rest below.
 
-        Without scores ``before``, every pair is scored.
+        What the other direction's queries chose is not among them (ALBEF). Without scores
+        ``before``, every pair is scored.
         """
         shape = (len(self.texts), len(self.images))
-        wanted = np.zeros(shape, bool)
         if before is None:
-            wanted[:] = True
-        else:
-            for name, scores in before.items():
-                best = np.argpartition(-scores, min(keep, scores.shape[1]) - 1, axis=1)[:, :keep]
-                for query, row in enumerate(best):
-                    for candidate in row:
-                        at = (query, candidate) if name == "text_to_image" else (candidate, query)
-                        wanted[at] = True
+            match = self._matched(np.ones(shape, bool), watch)
+            return dict(zip(BOTH, (match, match.T), strict=True))
+        wanted = {name: _best(scores, keep) for name, scores in before.items()}
+        there, back = (wanted[way] for way in BOTH)
+        match = self._matched(there | back.T, watch)
+        # both are log-odds, and add (BLIP); what was not chosen keeps its order, below all that was
+        return {
+            way: before[way] + np.where(wanted[way], scores, -1e6)
+            for way, scores in zip(BOTH, (match, match.T), strict=True)
+        }
+
+    def _matched(self, wanted: Array, watch: Watch | None) -> Array:
+        """Log-odds of the pairs wanted, ``[texts, images]`` float64; of others minus infinity."""
         pairs = np.argwhere(wanted)
-        match = np.full(shape, -np.inf)
+        match = np.full(wanted.shape, -np.inf)
         for start in range(0, len(pairs), 256):
             some = pairs[start : start + 256]
             match[some[:, 0], some[:, 1]] = self._match(some)
             if watch:
                 watch(min(start + 256, len(pairs)), len(pairs))
-        out = {"text_to_image": match, "image_to_text": match.T}
-        if before is None:
-            return out
-        # both are log-odds, and add (BLIP); what was not scored keeps its order, below all that was
-        return {
-            name: before[name] + np.where(np.isfinite(scores), scores, -1e6)
-            for name, scores in out.items()
-        }
+        return match
 
     def _match(self, pairs: Array) -> Array:
         text, image = self.streams
@@ -353,3 +389,12 @@ class _Scorer:
         batch = shown(self.collator, examples, (self.head,))
         self.model.eval()
         return run(self.model, batch, (self.head,))[self.head].numpy()
+
+
+def _best(scores: Array, keep: int) -> Array:
+    """Where each query's ``keep`` highest scores are, ``[Q, C]`` bool."""
+    chosen = np.zeros(scores.shape, bool)
+    keep = min(keep, scores.shape[1])
+    best = np.argpartition(-scores, keep - 1, axis=1)[:, :keep]
+    np.put_along_axis(chosen, best, True, axis=1)
+    return chosen

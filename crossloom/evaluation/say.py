@@ -61,8 +61,7 @@ def say(
     search = search or Search()
     search = replace(search, longest=min(search.longest, text.limit - 1))
     opened = [replace(e, units=_opened(e.units, stream)) for e in examples]
-    view = replace(recipe.objectives[objective].view, hide={}, follow={})
-    shown = evaluation_collator(recipe).show(view, opened)
+    shown = evaluation_collator(recipe).show(recipe.objectives[objective].view.clean, opened)
     vocab = text.vocab
     found = generate(
         model,

@@ -16,7 +16,7 @@ from crossloom.data_pipelines.shards import ShardError
 from crossloom.data_pipelines.source import Defect
 from crossloom.evaluation.features import layers_of, means, read_examples
 from crossloom.evaluation.nearest import Scoring, nearest
-from crossloom.evaluation.task import Result, Task, Watch, split_of
+from crossloom.evaluation.task import Result, Task, Watch, check_one_split, split_of
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.objective import Objective
 from crossloom.training.recipe import Component, Recipe, RecipeError
@@ -81,6 +81,7 @@ class SentenceRetrieval(Task):
 
     def evaluate(self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None) -> Result:
         """Search the test shards both ways, after every layer."""
+        check_one_split(self, recipe)
         last = layers_of(recipe, self.text)
         layer = self._layer(model, recipe, last, watch)
         found = self._search(model, recipe, self.test, range(last + 1), watch)

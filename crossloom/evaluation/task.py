@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 from crossloom.data_pipelines.reader import Reader
-from crossloom.data_pipelines.shards import open_shards
+from crossloom.data_pipelines.shards import Shard, open_shards
 from crossloom.data_pipelines.source import Defect, Source
 from crossloom.modalities.text import Text
 from crossloom.models.model import CrossloomModel
@@ -137,8 +137,20 @@ class Task(ABC):
         )
 
     def source(self, recipe: Recipe, component: Component, shards: str) -> Source:
-        """Examples of a split."""
-        return Source(self.kind, open_shards(shards, recipe.data), component.reader)
+        """Examples of a split.
+
+        Raises:
+            RecipeError: two shards have one name, by which keys tell examples apart.
+        """
+        opened = open_shards(shards, recipe.data)
+        first: dict[str, Shard] = {}
+        for shard in opened:
+            if (other := first.setdefault(shard.name, shard)) is not shard:
+                raise RecipeError(
+                    f"{other.shown} and {shard.shown} have one name, by which examples are known; "
+                    "rename one, or score them one after the other"
+                )
+        return Source(self.kind, opened, component.reader)
 
     def split(self, recipe: Recipe) -> str:
         """Names of the splits that the test shards belong to."""
@@ -154,6 +166,23 @@ def split_of(key: str) -> str:
     """
     name, dash, number = key.partition("/")[0].rpartition("-")
     return name if dash and number.isdigit() else key.partition("/")[0]
+
+
+def check_one_split(task: Task, recipe: Recipe) -> None:
+    """Refuse several splits where all test shards are searched together.
+
+    Raises:
+        RecipeError: the test shards' names tell of more than one.
+    """
+    names = (s.name for s in open_shards(task.test, recipe.data))
+    # shards that have numbers for names tell no split
+    splits = list(dict.fromkeys(split_of(n) for n in names if not n.isdigit()))
+    if len(splits) > 1:
+        raise RecipeError(
+            f"{task.kind}: {task.test} are of the splits {', '.join(splits)}, which would be "
+            f"searched as one; give one, as test='{splits[0]}-*.tar' (shards of one split are "
+            "called SPLIT-000000.tar, and on)"
+        )
 
 
 def trained(recipe: Recipe, name: str, kind: type[Trained]) -> Trained:

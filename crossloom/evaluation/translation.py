@@ -100,6 +100,7 @@ class Translation(Task):
                 f"{recipe.name}: {name!r} says {objective.stream!r} from other streams or from a "
                 "corrupted text; fine-tune translation first"
             )
+        scorers = {direction: self._scorers(direction) for direction in self.directions}
         defects: list[Defect] = []
         records: list[dict[str, Any]] = []
         by_direction: dict[str, dict[str, Any]] = {}
@@ -109,7 +110,7 @@ class Translation(Task):
             if not some:
                 raise RecipeError(f"{self.test}: no sample has texts for the direction {direction}")
             lines, references = ([_line(r[k]) for r in some] for k in ("predicted", "reference"))
-            by_direction[direction] = self._score(direction, lines, references)
+            by_direction[direction] = _score(scorers[direction], lines, references)
             files[f"{self.kind}.{direction}.txt"] = "\n".join(lines) + "\n"
             files[f"{self.kind}.{direction}.reference.txt"] = "\n".join(references) + "\n"
             records += some
@@ -182,20 +183,34 @@ class Translation(Task):
             if watch:
                 watch(begin + len(some), len(places))
 
-    def _score(
-        self, direction: str, said: Sequence[str], references: Sequence[str]
-    ) -> dict[str, Any]:
+    def _scorers(self, direction: str) -> dict[str, Any]:
+        """The metrics, of sacreBLEU, for a direction.
+
+        Raises:
+            RecipeError: there is no such tokeniser, or a package that it needs is missing.
+        """
         from sacrebleu.metrics import BLEU, CHRF
 
         language = two_languages(direction)[1].partition("_")[0]
-        metrics: dict[str, Any] = {}
-        for name, metric in (
-            ("bleu", BLEU(tokenize=self.tokenize or None, trg_lang=language)),
-            ("chrf", CHRF()),
-        ):
-            metrics[name] = metric.corpus_score(list(said), [list(references)]).score / 100
-            metrics[f"{name}_signature"] = str(metric.get_signature())
-        return metrics | {"sentences": len(said)}
+        if self.tokenize and self.tokenize not in BLEU.TOKENIZERS:
+            known = ", ".join(BLEU.TOKENIZERS)
+            raise RecipeError(f"tokenize: sacreBLEU has no {self.tokenize!r}; it has {known}")
+        try:
+            bleu = BLEU(tokenize=self.tokenize or None, trg_lang=language)
+        except (ImportError, OSError, RuntimeError) as error:
+            told = " ".join(str(error).split())
+            raise RecipeError(f"{direction}: {told}; or set tokenize=char") from None
+        return {"bleu": bleu, "chrf": CHRF()}
+
+
+def _score(
+    scorers: Mapping[str, Any], said: Sequence[str], references: Sequence[str]
+) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    for name, metric in scorers.items():
+        metrics[name] = metric.corpus_score(list(said), [list(references)]).score / 100
+        metrics[f"{name}_signature"] = str(metric.get_signature())
+    return metrics | {"sentences": len(said)}
 
 
 def _line(text: str) -> str:

@@ -28,8 +28,8 @@ class Nlvr2(Choice):
     (VisualBERT, UNITER's "triplet"); for plans whose streams share their weights.
 
     Metrics: ``accuracy``, ``consistency`` (share of the sentences that are judged right with all of
-    their pictures; ``nlvr2/eval/metrics.py``), ``by_language``, ``by_split``, ``pairs``. Hands in
-    lines ``identifier,True``.
+    their pictures; ``nlvr2/eval/metrics.py``; of several languages each sentence counts in each),
+    ``by_language``, ``by_split``, ``pairs``. Hands in lines ``identifier,True``.
     """
 
     kind: ClassVar[str] = "nlvr2"
@@ -49,6 +49,10 @@ class Nlvr2(Choice):
     def reader(self) -> Reader:
         """Every sentence."""
         return Pairs(languages=self.languages)
+
+    def tested_with(self, recipe: Recipe) -> Reader:
+        """Every sentence in each language tested."""
+        return Pairs(languages=self.tested or self.languages, all_languages=bool(self.tested))
 
     def told(self, label: Mapping[str, Any]) -> Record:
         """Sentence and label."""
@@ -92,9 +96,9 @@ class Nlvr2(Choice):
 
     def metrics(self, records: Sequence[Record]) -> dict[str, Any]:
         """Consistency."""
-        right: dict[str, bool] = {}
+        right: dict[tuple[str, str], bool] = {}
         for record in records:
-            sentence = sentence_of(record["id"])
+            sentence = sentence_of(record["id"]), record["language"]
             right[sentence] = right.get(sentence, True) and record["score"] == 1
         return {"consistency": sum(right.values()) / len(right)}
 

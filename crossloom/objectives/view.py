@@ -186,6 +186,11 @@ class View:
         return (*self.streams, *self.twice.values())
 
     @property
+    def clean(self) -> View:
+        """The same, with nothing hidden."""
+        return replace(self, hide={}, follow={})
+
+    @property
     def mismatched(self) -> tuple[str, ...]:
         """The streams that ``mismatch`` names."""
         if isinstance(self.mismatch, tuple):

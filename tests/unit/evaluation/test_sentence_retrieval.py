@@ -184,6 +184,7 @@ def test_what_is_lacking_is_said(base, parallel, tmp_path):
         (["layer=3"], "0 to 2, or -1"),
         (["layer=1", "least=99"], "no two languages have 99 sentences"),
         (["dev=none-*.tar"], "set the layer: layer=-1"),
+        (["test={dev,test}-*.tar"], "splits dev, test, which would be searched as one"),
     ]:
         with pytest.raises(RecipeError, match=message):
             evaluate(TASK, base, start("cpu"), [data, *settings])

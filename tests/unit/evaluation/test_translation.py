@@ -1,13 +1,15 @@
 """Translation: the task, its reader, what is written and how it is scored."""
 
+import sys
 from dataclasses import replace
 
 import pytest
 
 from crossloom import load
 from crossloom.data_pipelines.read import Parallel, two_languages
+from crossloom.evaluation import translation
 from crossloom.evaluation.finetune import evaluate, finetune, make_task
-from crossloom.evaluation.translation import Translation
+from crossloom.evaluation.translation import Translation, _score
 from crossloom.models.generation import Search
 from crossloom.plugins import find
 from crossloom.testing.recipes import tiny_recipe
@@ -105,11 +107,28 @@ def test_a_run_that_was_not_tuned_is_refused(base):
 
 def test_the_tokeniser_is_the_languages():
     same = ["图中有一个绿色的圆形。"]
-    scores = Translation()._score("en-zh", same, same)
+    scores = _score(Translation()._scorers("en-zh"), same, same)
     assert (scores["bleu"], scores["sentences"]) == (pytest.approx(1), 1)
     assert "tok:zh" in scores["bleu_signature"]
-    scores = Translation(tokenize="char")._score("en-de", ["ein Haus"], ["ein Haus"])
-    assert "tok:char" in scores["bleu_signature"]
+    scorers = Translation(tokenize="char")._scorers("en-de")
+    assert "tok:char" in _score(scorers, ["ein Haus"], ["ein Haus"])["bleu_signature"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["directions=[en-ja]"], r"en-ja: .*sacrebleu\[ja\].* or set tokenize=char"),
+        (["directions=[en-ja]", "tokenize=words"], "no 'words'; it has .*char"),
+    ],
+)
+def test_metrics_are_on_hand_before_anything_is_said(base, monkeypatch, settings, message):
+    monkeypatch.setitem(sys.modules, "MeCab", None)
+    monkeypatch.delitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", raising=False)
+    monkeypatch.setattr(translation, "say", pytest.fail)
+    task, _ = make_task("translation", settings)
+    recipe = task.recipe(open_run(base), "")
+    with pytest.raises(RecipeError, match=message):
+        task.evaluate(make_model(recipe), recipe)
 
 
 def test_the_task_is_found():

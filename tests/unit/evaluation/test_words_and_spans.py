@@ -13,7 +13,7 @@ from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.answer_spans import best_spans
 from crossloom.evaluation.answers import best, exact, f1, normalise
 from crossloom.evaluation.chunks import are_chunks, chunk_scores, chunks
-from crossloom.evaluation.finetune import evaluate, finetune
+from crossloom.evaluation.finetune import evaluate, finetune, make_task
 from crossloom.modalities.text import Text
 from crossloom.models.presets import single_stream
 from crossloom.objectives.presets import mmlm
@@ -21,6 +21,7 @@ from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
 from crossloom.training.recipe import RecipeError
+from crossloom.training.run import make_model, open_run
 from crossloom.units import keyed_rng
 
 CPU = start("cpu")
@@ -222,6 +223,35 @@ def test_answers_are_found_in_windows(base, shards, tmp_path):
         assert record["exact"] == exact(said[record["id"]], record["answers"][0])
         assert sum(x["probability"] for x in record["listed"]) == pytest.approx(1)
     assert result.metrics["exact"] == pytest.approx(np.mean([r["exact"] for r in result.records]))
+    closer = evaluate("xquad", tmp_path, CPU, ["stride=2"])
+    assert closer.metrics["windows"] > result.metrics["windows"]
+
+
+def test_a_question_that_the_text_cannot_read_is_one_defect(base, shards, tmp_path):
+    source = open_shards("test-*.tar", shards / "answers")[0]
+    for folder, unread in (("some", {1}), ("all", {0, 1, 2})):
+        with ShardWriter(tmp_path / folder, "test") as writer:
+            for n in range(3):
+                content = json.loads(source.read(n)["json"])
+                if n in unread:
+                    content["spans"][0]["text"]["en"] = ""
+                writer.write(f"{n}", {"json": content})
+    task, _ = make_task("xquad")
+    recipe = task.recipe(open_run(base), "")
+    model = make_model(recipe)
+    result = task.evaluate(model, replace(recipe, data=str(tmp_path / "some")))
+    assert result.metrics["questions"] == len(result.records) == 2
+    (defect,) = result.defects
+    assert (defect.shard.rpartition("/")[2], *defect[1:3]) == ("test-000000.tar", "1", "empty text")
+    with pytest.raises(RecipeError, match="none of the 3 examples of test can be used"):
+        task.evaluate(model, replace(recipe, data=str(tmp_path / "all")))
+
+
+def test_words_without_tags_of_the_set_are_named(base):
+    task, _ = make_task("tagging", ["tagset=xpos", "classes=upos.txt"])
+    recipe = task.recipe(open_run(base), "").located()
+    with pytest.raises(RecipeError, match=r"none of the 60 examples of test .* not xpos in en"):
+        task.evaluate(make_model(recipe), recipe)
 
 
 def test_the_loss_is_the_mean_of_both_ends(world):
