@@ -97,7 +97,11 @@ def predict(
     model.eval()
     chunks = _Chunks(source, evaluation_collator(recipe), objectives, size)
     loader: DataLoader[Any] = DataLoader(
-        chunks, batch_size=None, num_workers=workers, collate_fn=_same
+        chunks,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        collate_fn=_same,
     )
     done = 0
     wrong: list[Defect] = []

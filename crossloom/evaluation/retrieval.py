@@ -294,7 +294,7 @@ def _log_odds(
     """Cosines in the scale in which they were trained."""
     head = model.heads[heads["contrast"]]
     assert isinstance(head, ContrastHead)
-    scale = float(head.scale.detach().exp())
+    scale = float(head.factor().detach())
     return {name: scale * some for name, some in cosine.items()}
 
 
