@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Sourced by the other scripts of this folder: what each of them needs to start processes.
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+here=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # a program of the project's own environment, where there is one
 program() {

@@ -240,6 +240,7 @@ class ShardSet:
         self._prefixes: set[str] = set()
         self._tars: dict[str, _Tars] = {}
         self._files: list[str] = []
+        self._kept: list[str] = []
         self._folder: Path | None = None
         self._held: int | None = None  # the lock on it
         self._made: list[Path] = []
@@ -291,8 +292,13 @@ class ShardSet:
             tars.close()
         tars.add(key, data, size)
 
-    def add_file(self, name: str, text: str) -> None:
+    def add_file(self, name: str, text: str, *, renewed: bool = False) -> None:
         """Put a UTF-8 text file beside the shards.
+
+        Args:
+            name, text: of the file.
+            renewed: it takes the place of one that says something else; others do so with
+                ``overwrite`` alone.
 
         Raises:
             WriteError: the disk is full or fails.
@@ -301,6 +307,8 @@ class ShardSet:
             file.write(text.encode("utf-8"))
             _sync(file)
         self._files.append(name)
+        if not renewed:
+            self._kept.append(name)
 
     def __enter__(self) -> ShardSet:
         missing = [p for p in (self.out, *self.out.parents) if not p.exists()]
@@ -361,6 +369,13 @@ class ShardSet:
         stale += [self.out / name for name in beside if (self.out / name).exists()]
         if not self.overwrite and find_shards(self.out, self._prefixes):
             raise ShardError(f"{stale[0]}: was written by someone else meanwhile")
+        for name in [] if self.overwrite else self._kept:
+            there = self.out / name
+            if there.exists() and there.read_bytes() != (staging / name).read_bytes():
+                raise ShardError(
+                    f"{there}: already there, and another; give another folder, or replace it with "
+                    "--overwrite"
+                )
         aside = staging / _ASIDE
         with _failing(self.out):
             aside.mkdir()

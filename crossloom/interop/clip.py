@@ -115,6 +115,8 @@ def fits(found: Parts, plan: Plan) -> None:
     contrast, image = found.contrast, found.image
     pools = {s: contrast.pools.get(s, contrast.pool) for s in contrast.pair}
     require(contrast.form == "softmax", f"{found.head}: its form is not softmax")
+    require(found.text.layout == "clip", f"{found.texts}: it is not in CLIP's vocabulary, by whose "
+            "last word text is pooled there; use --to safetensors")  # fmt: skip
     require(pools[found.texts] == "last", f"{found.head}: text is not pooled at its last unit")
     require(pools[found.images] == "first", f"{found.head}: the image not at its class token")
     require(set(contrast.projections.values()) <= {"linear"}, f"{found.head}: projections")
@@ -158,7 +160,7 @@ def write(
             **common(found.texts),
             "model_type": "clip_text_model",
             "vocab_size": vocabulary,
-            "max_position_embeddings": found.text.limit,
+            "max_position_embeddings": found.text.positions or found.text.limit,
             "bos_token_id": vocabulary - 2,
             "eos_token_id": vocabulary - 1,
         },

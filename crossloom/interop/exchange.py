@@ -233,18 +233,18 @@ def export_run(run: Path, to: str, out: Path, family: str = "") -> Report:
     module = families()[name]
     config_file = getattr(module, "CONFIG", "config.json")
     weights_file = getattr(module, "WEIGHTS", "model.safetensors")
-    _check_empty(out, config_file, weights_file)
-    out.mkdir(parents=True, exist_ok=True)
-    _save(theirs, out / weights_file)
-    write_atomically(out / config_file, json.dumps(config, indent=2) + "\n")
     beside = getattr(module, "files", None)
-    for file, content in (beside(recipe) if beside else {}).items():
-        write_atomically(out / file, content)
+    files: dict[str, bytes | str] = dict(beside(recipe)) if beside else {}
     for stream, modality in recipe.modalities.items():
         path = getattr(modality, "vocabulary", "")
         if path and Path(path).is_file() and stream not in recipe.tied:
-            for file, data in _vocabulary(Path(path), modality).items():
-                write_atomically(out / file, data)
+            files |= _vocabulary(Path(path), modality)
+    _check_empty(out, config_file, weights_file, *files)
+    out.mkdir(parents=True, exist_ok=True)
+    _save(theirs, out / weights_file)
+    write_atomically(out / config_file, json.dumps(config, indent=2) + "\n")
+    for file, content in files.items():
+        write_atomically(out / file, content)
     return Report(out, name, left_out=left_out)
 
 
@@ -258,7 +258,10 @@ def _vocabulary(path: Path, modality: Any) -> dict[str, bytes | str]:
         return {**parted(path), "tokenizer_config.json": json.dumps(lower)}
     data = path.read_bytes()
     if layout.startswith("wordpiece"):
-        return {"tokenizer.json" if data[:1] == b"{" else "vocab.txt": data}
+        # a folder that does not say so is taken for one of small letters
+        how = {"do_lower_case": layout == "wordpiece", "tokenizer_class": "BertTokenizer"}
+        name = "tokenizer.json" if data[:1] == b"{" else "vocab.txt"
+        return {name: data, "tokenizer_config.json": json.dumps(how)}
     return {known.get(layout, path.name): data}
 
 

@@ -145,7 +145,7 @@ def write(
             "text_cfg": {
                 **common(text),
                 "heads": text.heads,
-                "context_length": found.text.limit,
+                "context_length": found.text.positions or found.text.limit,
                 "vocab_size": len(weights[f"embed.{found.texts}.token.weight"]),
             },
         },

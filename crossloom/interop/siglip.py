@@ -171,7 +171,7 @@ def write(
             **common(found.texts),
             "model_type": "siglip_text_model",
             "vocab_size": len(weights[f"embed.{found.texts}.token.weight"]),
-            "max_position_embeddings": found.text.limit,
+            "max_position_embeddings": found.text.positions or found.text.limit,
             "projection_size": contrast.dim,
         },
         "vision_config": {

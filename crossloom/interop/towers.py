@@ -61,6 +61,7 @@ def parts_of(recipe: Recipe) -> Parts:
     require(not contrast.shared, "the projection is shared")
     plain = not (text.languages or text.segments > 1 or text.marked or text.norm)
     require(plain, "text embeddings are more than tokens and positions, or normed")
+    require(not text.offset, "text's positions begin later than its table")
     require(recipe.plan.norm == "pre" and recipe.plan.last == "each", "plan.norm is not pre")
     return Parts(texts[0], images[0], text, image, heads[0], contrast)
 

@@ -145,7 +145,7 @@ def write(
         "vocab_size": len(weights[f"embed.{TEXT}.token.weight"]),
         "type_vocab_size": text.segments,
         "modality_type_vocab_size": 2,
-        "max_position_embeddings": text.limit,
+        "max_position_embeddings": text.positions or text.limit,
         "hidden_size": plan.widths[TEXT],
         "num_hidden_layers": len(plan.layers),
         "num_attention_heads": plan.heads,

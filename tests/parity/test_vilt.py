@@ -158,3 +158,16 @@ def test_other_models_are_refused_with_the_reason(tmp_path):
         vilt.read({"modality_type_vocab_size": 3}, {}, tmp_path)
     with pytest.raises(ValueError, match="qkv_bias"):
         vilt.read({"qkv_bias": False}, {}, tmp_path)
+
+
+def test_a_table_longer_than_the_texts_is_told_as_it_is(world):
+    from crossloom.recipes.vilt import vilt_tiny
+    from crossloom.training.recipe import override
+    from crossloom.training.run import make_model
+
+    recipe = override(vilt_tiny(), [f"data={world}", "modalities.text.limit=20"]).located()
+    ours = make_model(recipe)
+    config, weights = vilt.write(recipe, ours.state_dict())
+    name = "text_embeddings.position_embeddings.weight"
+    (table,) = (v for k, v in weights.items() if k.endswith(name))
+    assert config["max_position_embeddings"] == len(table) > 20

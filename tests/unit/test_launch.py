@@ -43,6 +43,14 @@ def test_local_starts_processes_of_one_machine():
     assert again[6:] == ["--max-restarts", "3", "-m", "crossloom", "pretrain", *GIVEN, "--resume"]
 
 
+def test_a_shell_that_looks_for_folders_elsewhere_changes_nothing():
+    plain, other = (
+        launch("local.sh", "-n", 2, "--dry-run", *GIVEN, **more).stdout
+        for more in ({}, {"CDPATH": f".:{ROOT}"})
+    )
+    assert plain == other
+
+
 def test_nodes_meet_at_the_first_of_them():
     first, second = (
         dry("nodes.sh", "--nodes", 2, "--node", n, "--at", "a:29500", "-n", 4, "--dry-run", *GIVEN)

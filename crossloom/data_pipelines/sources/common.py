@@ -209,7 +209,7 @@ class Conversion:
                 "compare it with the layout in docs/data.md"
             )
         text = json.dumps(self.report.as_dict(), ensure_ascii=False, indent=1)
-        self._set.add_file(REPORT, text + "\n")
+        self._set.add_file(REPORT, text + "\n", renewed=True)
 
 
 def _samples_first(item: tuple[str, int]) -> tuple[bool, bool, bool, str]:

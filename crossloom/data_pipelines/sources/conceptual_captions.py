@@ -38,6 +38,7 @@ from crossloom.data_pipelines.sources.common import (
     need_folder,
     to_image,
 )
+from crossloom.data_pipelines.sources.languages import chosen_language
 from crossloom.data_pipelines.write import SHARD_SIZE, sanitise
 from crossloom.units import BadSample
 
@@ -68,6 +69,7 @@ def convert(
     Raises:
         SourceError: the input is a list of links, or nothing that ``img2dataset`` writes.
     """
+    language = chosen_language(language)
     if input is not None and Path(input).is_file():
         raise SourceError(
             f"{input}: a list of links; download them first (its first line names the columns): "

@@ -181,7 +181,9 @@ def _split_of(path: Path, root: Path) -> str:
     for name in (path.name, *(p.name for p in path.relative_to(root).parents)):
         if match := _SPLIT.fullmatch(name):
             return _SPLITS.get(match[1], match[1])
-    return "train"
+    # the folder of one split may itself have been given; one that only begins so is a project's
+    given = _SPLIT.fullmatch(root.resolve().name)
+    return _SPLITS.get(given[1], given[1]) if given and not given[2] else "train"
 
 
 def _id(row: Mapping[str, Any] | None, columns: Columns, name: str, number: int) -> str:

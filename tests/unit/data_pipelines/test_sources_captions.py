@@ -285,6 +285,13 @@ def test_conceptual_captions(tmp_path: Path, form: str) -> None:
     }
 
 
+def test_conceptual_captions_in_norwegian(tmp_path: Path) -> None:
+    folder = vision.img2dataset(tmp_path / "in", "files")
+    language: Any = False  # as YAML reads `no`
+    conceptual_captions.convert(folder, tmp_path / "out", language=language)
+    assert {*make.samples(tmp_path / "out", "train")["000000000"]["json"]["texts"]} == {"no"}
+
+
 def test_conceptual_captions_counts_bad_items(tmp_path: Path) -> None:
     folder = vision.img2dataset(tmp_path / "in", "files")
     (folder / "00000/000000000.txt").write_bytes(b"\xff")

@@ -202,3 +202,10 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SourceError, match=r"pip install 'crossloom\[tables\]'"):
         table.convert(path, out, **OPTIONS)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("given", ["d", "d/validation", "d/validation/0000.parquet"])
+def test_the_folder_of_a_split_may_be_given_itself(tmp_path: Path, given: str) -> None:
+    write(tmp_path / "d/validation/0000.parquet", {"text": ["A dog."]})
+    report = table.convert(tmp_path / given, tmp_path / "out", text_column="text")
+    assert report.samples == {"dev": 1}

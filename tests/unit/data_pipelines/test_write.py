@@ -128,6 +128,22 @@ def test_existing_shards_are_replaced_only_when_told(tmp_path: Path) -> None:
     assert b"new" in files(tmp_path)["train-000000.tar"]
 
 
+def test_a_file_beside_the_shards_is_replaced_only_when_told(tmp_path: Path) -> None:
+    (tmp_path / "answers.txt").write_text("made by hand\n")
+
+    def write(text: str, overwrite: bool = False) -> None:
+        with ShardSet(tmp_path, overwrite=overwrite) as to:
+            to.write("train", "a", {"txt": "x"})
+            to.add_file("answers.txt", text)
+
+    with pytest.raises(ShardError, match=r"answers\.txt: already there.*--overwrite"):
+        write("yes\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["answers.txt"]
+    write("made by hand\n")
+    write("yes\n", overwrite=True)
+    assert (tmp_path / "answers.txt").read_text() == "yes\n"
+
+
 def test_a_set_appears_together(tmp_path: Path) -> None:
     with ShardSet(tmp_path) as shards:
         shards.write("train", "a", {"txt": "x"})

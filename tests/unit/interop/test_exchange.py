@@ -274,3 +274,50 @@ def test_rules_by_hand():
     assert all(torch.equal(back[n], theirs[n]) for n in theirs)
     with pytest.raises(ValueError, match="no 'k'; the checkpoint is incomplete"):
         read_all(rules[:1], {"v": two})
+
+
+@pytest.mark.parametrize("layout", ["wordpiece", "wordpiece-cased"])
+def test_word_pieces_go_out_with_their_case(tmp_path, layout):
+    from transformers import AutoTokenizer, BertConfig
+
+    from crossloom.interop import bert
+    from crossloom.interop.exchange import _vocabulary
+    from crossloom.modalities.text import Text
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "A", "a", "dog"]
+    (tmp_path / "words.txt").write_text("\n".join(words) + "\n")
+    text = Text(vocabulary=str(tmp_path / "words.txt"), layout=layout)
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, data in _vocabulary(tmp_path / "words.txt", text).items():
+        (out / name).write_bytes(data.encode() if isinstance(data, str) else data)
+    config = BertConfig(vocab_size=8)
+    config.save_pretrained(out)
+    theirs = AutoTokenizer.from_pretrained(out)
+    pieces = theirs.convert_ids_to_tokens(theirs("A dog")["input_ids"])
+    assert pieces == ["[CLS]", "A" if layout.endswith("cased") else "a", "dog", "[SEP]"]
+    assert bert.text_of(config.to_dict(), out).layout == layout
+
+
+def test_a_text_not_in_clips_vocabulary_is_no_clip(world):
+    from crossloom.interop import clip, open_clip
+    from crossloom.recipes.clip import clip_tiny
+    from crossloom.training.recipe import override
+    from crossloom.training.run import make_model
+
+    recipe = override(clip_tiny(), [f"data={world}"]).located()
+    weights = make_model(recipe).state_dict()
+    for family in (clip, open_clip):
+        with pytest.raises(ValueError, match="not in CLIP's vocabulary"):
+            family.write(recipe, weights)
+
+
+def test_files_of_another_are_not_replaced(published, tmp_path):
+    run = tmp_path / "run"
+    import_checkpoint(str(published), run)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "preprocessor_config.json").write_text("mine")
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
+        export_run(run, "transformers", out)
+    assert [p.name for p in out.iterdir()] == ["preprocessor_config.json"]

@@ -229,13 +229,20 @@ def test_the_class_is_the_best_but_background():
         (region_arrays(boxes=np.array([[0, 0, 500, 8]] * 4)), "box outside image"),
         (region_arrays(boxes=np.array([[8, 0, 2, 8]] * 4)), "box outside image"),
         (region_arrays(0, boxes=np.zeros((0, 4))), "empty stream"),
-        (region_arrays(features=np.array([[None] * 6] * 4)), "undecodable"),
+        (region_arrays(features=np.array([[None] * 6] * 4)), "missing member"),
     ],
 )
 def test_regions_that_cannot_be_used(arrays, kind):
     with pytest.raises(BadSample) as found:
         REGIONS.decode({"regions.npz": npz(**arrays)}, RNG)
     assert found.value.kind == kind
+
+
+def test_what_extractors_note_as_objects_is_never_loaded_and_does_no_harm():
+    plain = region_arrays()
+    noted = npz(**plain, info=np.array({"objects_id": [1, 2]}, dtype=object))
+    one, other = (REGIONS.decode({"regions.npz": x}, RNG) for x in (npz(**plain), noted))
+    assert np.array_equal(one.content["feature"], other.content["feature"])
 
 
 @pytest.mark.parametrize("cut_to", [0, 30, 400])
