@@ -72,10 +72,26 @@ def test_bleu_takes_as_many_references_as_there_are():
         ("लाल वृत्त है।", ["लाल", "वृत्त", "है"]),
         ("l’été «rouge»", ["l'été", "rouge"]),
         ("...", []),
+        ("赤-青. 3.5円", ["赤", "青", "3.5", "円"]),
     ],
 )
 def test_words_of_many_scripts(text, expected):
     assert words(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A black-and-white cat, well-lit.", "a black-and-white cat well-lit"),
+        ("It costs $2.50 & 50% off, #1 rated.", "it costs $ 2.50 & 50 % off # 1 rated"),
+        ("1,000 people; 10:30 on 1/2 and/or 1-2", "1,000 people 10:30 on 1/2 and/or 1-2"),
+        ("red,blue and green.yellow a--b 5- a;b", "red blue and green.yellow a b 5 a b"),
+        ('a man said "hello" - ok -- fine... done', "a man said hello ok fine done"),
+    ],
+)
+def test_words_as_cocos_tokeniser_gives_them(text, expected):
+    """Of stanford-corenlp 3.4.1 (pycocoevalcap 1.2), its list of punctuation left out."""
+    assert " ".join(words(text)) == expected
 
 
 def test_an_opening_is_the_first_unit_alone():
