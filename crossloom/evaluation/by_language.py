@@ -43,7 +43,9 @@ def outcome(
     name: str, task: str, metrics: Mapping[str, Any], settings: Mapping[str, Any], tuned: bool
 ) -> Outcome | None:
     """What a result tells by language; None where it tells nothing."""
-    scores = metrics.get("by_language")
+    scores = metrics.get("by_language") or {}
+    # captioning once wrote all its figures there
+    scores = {k: v for k, v in scores.items() if not isinstance(v, Mapping)}
     if not scores:
         return None
     tested = settings.get("tested") or ()

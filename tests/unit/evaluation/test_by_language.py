@@ -77,6 +77,7 @@ def test_a_run_for_each_language_is_one_row():
     assert row.scores == {"de": 0.7, "zh": 0.6}
     assert row.tuned == {"de", "zh"}
     assert outcome("a", "vqa", {"accuracy": 1.0}, {}, True) is None
+    assert outcome("a", "captioning", {"by_language": {"en": {"cider": 1.0}}}, {}, True) is None
 
 
 def test_tables_group_languages_by_script():

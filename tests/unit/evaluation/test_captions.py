@@ -8,6 +8,7 @@ import pytest
 
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.evaluation.captions import bleu, cider, words
+from crossloom.evaluation.compare import compare, languages
 from crossloom.evaluation.finetune import evaluate, finetune, make_task
 from crossloom.evaluation.say import opening
 from crossloom.models.generation import Search
@@ -142,9 +143,17 @@ def test_several_languages_are_told_and_scored_apart(base, tmp_path):
     finetune("captioning", base, tmp_path, start("cpu"), settings)
     result = evaluate("captioning", tmp_path, start("cpu"))
     assert result.metrics["images"] == 40
-    assert set(result.metrics["by_language"]) == {"en", "de"}
+    each = result.metrics["languages"]
+    assert set(each) == {"en", "de"}
+    assert each["de"]["images"] == 20
+    assert result.metrics["by_language"] == {code: each[code]["cider"] for code in each}
     assert {r["language"] for r in result.records} == {"en", "de"}
     assert (tmp_path / "results" / "captioning.de.submission.json").is_file()
+    # pages take what a task tells
+    scores = {s.figure: s.mean for s in compare([tmp_path])}
+    assert scores == {f: result.metrics[f] for f in ("cider", "bleu4")}
+    (row,) = languages([tmp_path])
+    assert row.scores == result.metrics["by_language"]
 
 
 def test_a_head_that_says_captions_is_kept(world, tmp_path):
