@@ -12,7 +12,6 @@ import numpy as np
 
 from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.marked import Spans
-from crossloom.data_pipelines.reader import sample_json
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.source import Defect
 from crossloom.evaluation.answers import Rules, best, exact, f1
@@ -24,6 +23,7 @@ from crossloom.evaluation.task import (
     Result,
     Task,
     Watch,
+    languages_of,
     split_of,
     trained,
     with_characters,
@@ -34,7 +34,7 @@ from crossloom.objectives.objective import Objective
 from crossloom.objectives.span import Span
 from crossloom.objectives.view import View
 from crossloom.training.optim import Optim
-from crossloom.training.recipe import Component, Recipe, RecipeError
+from crossloom.training.recipe import Component, Recipe
 from crossloom.units import Array, Passage
 
 #: Score, first character, one past the last.
@@ -176,12 +176,8 @@ class XQuad(Task):
         }
 
     def _languages(self, recipe: Recipe) -> tuple[str, ...]:
-        """Languages of the first paragraph of the test shards that has questions."""
-        shard = open_shards(self.test, recipe.data)[0]
-        for number, entry in enumerate(shard.entries):
-            if entry.items.get("spans"):
-                return tuple(sample_json(shard.read(number))["texts"])
-        raise RecipeError(f"{shard.path}: holds no questions with spans to test on")
+        """Languages of all questions of the test shards."""
+        return languages_of(open_shards(self.test, recipe.data), "spans", "text")
 
 
 def best_spans(
