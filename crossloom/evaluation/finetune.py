@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -80,6 +81,8 @@ def finetune(
             "task": name,
             "settings": TypeAdapter(type(task)).dump_python(task, mode="json"),
             "assignments": list(assignments),
+            # also of fresh weights; relative, so that runs may be moved together
+            "base": os.path.relpath(run.resolve(), out.resolve()),
         }
         write_atomically(out / "task.json", json.dumps(settings, indent=1))
     return recipe

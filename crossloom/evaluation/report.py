@@ -19,7 +19,7 @@ from crossloom.plugins import find, listed
 from crossloom.training.checkpoint import write_atomically
 from crossloom.training.meters import read_journal
 from crossloom.training.recipe import Recipe, to_yaml
-from crossloom.training.run import load_weights, make_model, open_run, start_from
+from crossloom.training.run import RECIPE, load_weights, make_model, open_run, start_from
 from crossloom.training.sampling import read_shares
 
 
@@ -45,14 +45,27 @@ class Tuned:
 def tuned_runs(run: Path) -> list[Tuned]:
     """What ``run`` itself was evaluated on, and evaluated runs beside or inside it.
 
-    Those beside it have names that begin with its name.
+    Those beside it have names that begin with its name, and were not fine-tuned from another run.
     """
-    beside = [p for p in run.parent.glob(f"{run.name}-*") if p.is_dir()]
+    beside = [p for p in run.parent.glob(f"{run.name}-*") if p.is_dir() and not _of_other(p, run)]
     folders = sorted({*beside, *(p.parent for p in run.glob("*/task.json"))})
     return [
         *untuned_results(run),
         *(found for folder in folders if (found := tuned_run(folder))),
     ]
+
+
+def _of_other(folder: Path, run: Path) -> bool:
+    """Whether a fine-tuned run came from another one; unknown for scratch runs of before."""
+    if not (folder / "task.json").is_file():
+        return False
+    base = json.loads((folder / "task.json").read_text()).get("base")
+    came = folder / base if base else Path(open_run(folder).start)
+    if not came.name:
+        return False
+    if (came / RECIPE).is_file():
+        return came.resolve() != run.resolve()
+    return came.name != run.resolve().name  # it was moved, or is gone
 
 
 def untuned_results(run: Path) -> list[Tuned]:

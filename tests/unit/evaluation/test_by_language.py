@@ -122,7 +122,7 @@ def test_results_without_fine_tuning_stand_beside_those_with_it(recipe, tmp_path
     results(run, "sentence-retrieval", {"accuracy": 0.3, "by_language": {"de": 0.25, "en": 0.31}})
     # what is handed in is no result
     (run / "results" / "vqa.submission.json").write_text("[]")
-    tuned(tmp_path / "run-xnli", recipe, {"en": 0.8, "ru": 0.417})
+    tuned(tmp_path / "run-xnli", recipe, {"en": 0.8, "ru": 0.417}, start=str(run))
     tuned(tmp_path / "run-xnli-scratch", recipe, {"en": 0.5, "ru": 0.333}, start="")
     assert [(t.task, t.trained, t.scratch) for t in tuned_runs(run)] == [
         ("sentence-retrieval", False, False), ("xnli", True, False), ("xnli", True, True),

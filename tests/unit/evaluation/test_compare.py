@@ -6,16 +6,17 @@ from dataclasses import replace
 import pytest
 
 from crossloom.evaluation.compare import compare, plot, table, write_comparison
+from crossloom.evaluation.report import tuned_runs
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.recipe import RecipeError, to_yaml
 
 
-def tuned(folder, recipe, accuracy, *, seed=0, start="before", settings=None):
+def tuned(folder, recipe, accuracy, *, seed=0, start="before", settings=None, **known):
     """A fine-tuned run as evaluation leaves it."""
     (folder / "results").mkdir(parents=True)
     recipe = replace(recipe, name=f"{recipe.name}-vqa", seed=seed, start=start)
     (folder / "recipe.yaml").write_text(to_yaml(recipe))
-    known = {"task": "vqa", "settings": settings or {"pool": "first"}, "assignments": []}
+    known |= {"task": "vqa", "settings": settings or {"pool": "first"}, "assignments": []}
     (folder / "task.json").write_text(json.dumps(known))
     (folder / "results" / "vqa.json").write_text(json.dumps({"metrics": {"accuracy": accuracy}}))
     (folder / "results" / "vqa.records.jsonl").write_text("")
@@ -64,11 +65,31 @@ def test_fresh_weights_and_other_settings_are_other_rows(recipe, tmp_path):
 
 
 def test_runs_are_found_beside_the_one_they_were_tuned_from(recipe, tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "recipe.yaml").write_text(to_yaml(recipe))
-    tuned(tmp_path / "run-vqa", recipe, 0.5)
-    assert [s.values for s in compare([run])] == [(0.5,)]
+    here, there = tmp_path / "here", tmp_path / "there"
+    for name in ("run", "run-large"):
+        (here / name).mkdir(parents=True)
+        (here / name / "recipe.yaml").write_text(to_yaml(recipe))
+    start = str(here / "run-large")
+    tuned(here / "run-large-vqa", recipe, 0.6, start=start, base="../run-large")
+    tuned(here / "run-large-old", recipe, 0.7, seed=1, start=start)
+    tuned(here / "run-large-fresh", recipe, 0.8, start="", base="../run-large")
+    tuned(here / "run-vqa", recipe, 0.5, start=str(here / "run"), base="../run")
+    tuned(here / "run-old", recipe, 0.4, seed=1, start=str(here / "run"))
+    tuned(here / "run-fresh", recipe, 0.3, start="", base="../run")
+    tuned(here / "run-old-fresh", recipe, 0.2, seed=1, start="")
+
+    def names(run):
+        return [t.folder.name for t in tuned_runs(run)]
+
+    large = ["run-large-fresh", "run-large-old", "run-large-vqa"]
+    own = ["run-fresh", "run-old", "run-old-fresh", "run-vqa"]
+    assert (names(here / "run"), names(here / "run-large")) == (own, large)
+    # moved together, and without the one that some came from
+    here.rename(there)
+    assert (names(there / "run"), names(there / "run-large")) == (own, large)
+    (there / "run-large" / "recipe.yaml").unlink()
+    assert names(there / "run") == own
+    assert [s.values for s in compare([there / "run"])] == [(0.3, 0.2), (0.5, 0.4)]
 
 
 def test_what_cannot_be_compared_is_said(recipe, tmp_path):

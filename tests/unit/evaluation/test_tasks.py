@@ -253,6 +253,8 @@ def test_questions_whose_answers_are_kept_back_are_answered_not_scored(base, wor
             writer.write(f"{number}", {**members, "json": content})
     run = tmp_path / "run"
     finetune("vqa", base, run, start("cpu"), [ENGLISH, "steps=2", "examples=4"], scratch=True)
+    known = json.loads((run / "task.json").read_text())
+    assert (run / known["base"]).resolve() == base.resolve()
     result = evaluate("vqa", run, start("cpu"), [f"data={out}"])
     assert "accuracy" not in result.metrics
     rows = json.loads(handed_in(run, "vqa.submission.json"))
