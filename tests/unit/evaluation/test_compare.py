@@ -11,14 +11,15 @@ from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.recipe import RecipeError, to_yaml
 
 
-def tuned(folder, recipe, accuracy, *, seed=0, start="before", settings=None, **known):
+def tuned(folder, recipe, accuracy, *, seed=0, start="before", settings=None, scored=None, **known):
     """A fine-tuned run as evaluation leaves it."""
     (folder / "results").mkdir(parents=True)
     recipe = replace(recipe, name=f"{recipe.name}-vqa", seed=seed, start=start)
     (folder / "recipe.yaml").write_text(to_yaml(recipe))
     known |= {"task": "vqa", "settings": settings or {"pool": "first"}, "assignments": []}
     (folder / "task.json").write_text(json.dumps(known))
-    (folder / "results" / "vqa.json").write_text(json.dumps({"metrics": {"accuracy": accuracy}}))
+    body = {"metrics": {"accuracy": accuracy}, **(scored or {})}
+    (folder / "results" / "vqa.json").write_text(json.dumps(body))
     (folder / "results" / "vqa.records.jsonl").write_text("")
     return folder
 
@@ -62,6 +63,44 @@ def test_fresh_weights_and_other_settings_are_other_rows(recipe, tmp_path):
         ["other", "1", "0.600"],
         ["tiny (d)", "1", "0.700"],
     ]
+
+
+def test_what_was_evaluated_otherwise_is_another_row_and_its_split_is_told(recipe, tmp_path):
+    def scored(split="test", data=recipe.data, assignments=(), **settings):
+        settings = {"pool": "first", "test": f"{split}-*.tar", **settings}
+        return {"split": split, "settings": settings, "data": data, "assignments": assignments}
+
+    given = [
+        (0, 0.5, scored()),
+        (1, 0.7, scored()),
+        (2, 0.9, scored("dev")),
+        (3, 0.4, scored(tested=["de"])),
+        (4, 0.3, scored(data="shards/xgqa", assignments=["data=shards/xgqa"])),
+        (5, 0.2, scored(assignments=["modalities.text.limit=5"])),
+    ]
+    runs = [
+        tuned(tmp_path / f"a{seed}", recipe, value, seed=seed, scored=body)
+        for seed, value, body in given
+    ]
+    scores = compare(runs)
+    assert [s.values for s in scores] == [(0.5, 0.7), (0.9,), (0.4,), (0.3,), (0.2,)]
+    assert table(scores) == (
+        ["system", "seeds", *(f"vqa on {x}: accuracy" for x in ("test", "dev", "test of xgqa"))],
+        [
+            ["tiny (a0)", "2", "0.600 ± 0.141", "–", "–"],
+            ["tiny (a2)", "1", "–", "0.900", "–"],
+            ["tiny (a3)", "1", "0.400", "–", "–"],
+            ["tiny (a4)", "1", "–", "–", "0.300"],
+            ["tiny (a5)", "1", "0.200", "–", "–"],
+        ],
+    )
+    assert len(plot(scores)) == 3
+    # of results written before, the split alone is told
+    before = [
+        tuned(tmp_path / f"b{n}", recipe, 0.5, seed=n, scored={"split": split})
+        for n, split in enumerate(("test", "test", "dev"))
+    ]
+    assert [s.seeds for s in compare(before)] == [(0, 1), (2,)]
 
 
 def test_runs_are_found_beside_the_one_they_were_tuned_from(recipe, tmp_path):
