@@ -208,6 +208,8 @@ class Labelled(Reader):
     """The sample's one class: a ``cls`` member (a number from 0), or the json's ``label``."""
 
     kind: ClassVar[str] = "labelled"
+    unlabelled: bool = False
+    """Read samples without a class too, with label ``""``: of tests whose classes are kept back."""
 
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
@@ -217,8 +219,11 @@ class Labelled(Reader):
         if "cls" in members:
             label = members["cls"].decode("utf-8", "replace").strip()
         else:
-            label = sample_json(members).get("label")
-        if not isinstance(label, (str, int)) or isinstance(label, bool) or label == "":
+            label = sample_json(members).get("label") if "json" in members else None
+        if self.unlabelled and label is None:
+            label = ""
+        missing = label == "" and not self.unlabelled
+        if not isinstance(label, (str, int)) or isinstance(label, bool) or missing:
             found = ", ".join(sorted(members))
             raise BadSample("missing field", f"no cls, and no 'label' in json; it has {found}")
         return dict(members), {"label": str(label)}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from crossloom.data_pipelines.read import sample_json
+from crossloom.data_pipelines.reader import json_of
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.sources.answers import best_answers
 from crossloom.data_pipelines.sources.common import answer_list
@@ -43,10 +42,8 @@ def list_answers(
     for shard in shards:
         for entry in shard.entries:
             if entry.items.get("questions"):
-                # pictures stay where they are
-                lists = {k: v for k, v in entry.members.items() if k == "json"}
                 try:
-                    content = sample_json(shard.members(replace(entry, members=lists)))
+                    content = json_of(shard, entry)
                 except BadSample:
                     continue
                 given = [q.get("answers") for q in content["questions"]]

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from crossloom.data_pipelines.layouts import adapt
-from crossloom.data_pipelines.shards import Entry
+from crossloom.data_pipelines.shards import Entry, Shard
 from crossloom.data_pipelines.stretches import Length, stretches
 from crossloom.data_pipelines.summary import Listed, one
 from crossloom.data_pipelines.tars import UNREAD
@@ -111,6 +111,16 @@ def sample_json(members: Mapping[str, bytes]) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadSample("undecodable", f"json: {error}") from None
     return adapt(content, members)
+
+
+def json_of(shard: Shard, entry: Entry) -> dict[str, Any]:
+    """The ``json`` of a stored sample, parsed; its pictures stay where they are.
+
+    Raises:
+        BadSample: as in :func:`sample_json`, or it cannot be read.
+    """
+    alone = {name: place for name, place in entry.members.items() if name == "json"}
+    return sample_json(shard.members(replace(entry, members=alone)))
 
 
 def field_of(content: Mapping[str, Any], name: str) -> Any:

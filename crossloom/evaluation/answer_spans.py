@@ -12,7 +12,6 @@ import numpy as np
 
 from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.marked import Spans
-from crossloom.data_pipelines.reader import sample_json
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.source import Defect, defect
 from crossloom.evaluation.answers import Rules, best, exact, f1
@@ -24,6 +23,7 @@ from crossloom.evaluation.task import (
     Result,
     Task,
     Watch,
+    languages_of,
     split_of,
     trained,
     with_characters,
@@ -186,12 +186,8 @@ class XQuad(Task):
         }
 
     def _languages(self, recipe: Recipe) -> tuple[str, ...]:
-        """Languages of the first paragraph of the test shards that has questions."""
-        shard = open_shards(self.test, recipe.data)[0]
-        for number, entry in enumerate(shard.entries):
-            if entry.items.get("spans"):
-                return tuple(sample_json(shard.read(number))["texts"])
-        raise RecipeError(f"{shard.path}: holds no questions with spans to test on")
+        """Languages of all questions of the test shards."""
+        return languages_of(open_shards(self.test, recipe.data), "spans", "text")
 
 
 def best_spans(

@@ -30,14 +30,16 @@ from crossloom.training.recipe import Component, Recipe, RecipeError
 class Captioning(Task):
     """One sentence for each picture, against all captions it has in the language.
 
-    Metrics, for the languages together and by language: ``bleu1`` … ``bleu4`` (0..1) with
-    sacreBLEU's ``bleu_signature``, ``cider`` (mean CIDEr-D, 0..10; tables print it times 100),
-    ``images``. With several languages each picture counts once in each, and the first unit of its
-    caption tells the model the language, where the text has language embeddings. The sentences are
-    also written as COCO's results (``captioning.LANGUAGE.submission.json``).
+    Metrics, for the languages together and in each (``languages``): ``bleu1`` … ``bleu4`` (0..1)
+    with sacreBLEU's ``bleu_signature``, ``cider`` (mean CIDEr-D, 0..10; tables print it times 100),
+    ``images``; ``by_language`` is each one's CIDEr-D alone. With several languages each picture
+    counts once in each, and the first unit of its caption tells the model the language, where the
+    text has language embeddings. The sentences are also written as COCO's results
+    (``captioning.LANGUAGE.submission.json``).
     """
 
     kind: ClassVar[str] = "captioning"
+    headlines: ClassVar[Mapping[str, str]] = {"cider": "CIDEr-D", "bleu4": "BLEU-4"}
     image: str = ""
     """The stream told of; the one beside the text when empty."""
     form: Literal["next", "mask"] = "next"
@@ -105,13 +107,15 @@ class Captioning(Task):
         for record, score in zip(records, scores, strict=True):
             record["score"] = score
         files = {}
-        by_language = {}
+        languages = {}
         for language in dict.fromkeys(r["language"] for r in records):
             some = [r for r in records if r["language"] == language]
-            by_language[language] = _score(some)[0]
+            languages[language] = _score(some)[0]
             rows = [{"image_id": _number(r["id"]), "caption": r["predicted"]} for r in some]
             files[f"{self.kind}.{language}.submission.json"] = json.dumps(rows, ensure_ascii=False)
-        return Result({**metrics, "by_language": by_language}, records, defects, files=files)
+        metrics["languages"] = languages
+        metrics["by_language"] = {code: found["cider"] for code, found in languages.items()}
+        return Result(metrics, records, defects, files=files)
 
     def _image(self, recipe: Recipe) -> str:
         owner = recipe.tied.get(self.text, self.text)

@@ -19,12 +19,32 @@ _ALONE = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff])")
 def words(text: str) -> list[str]:
     """Lower-case words of a caption, punctuation left out; each ideograph or kana is a word.
 
-    COCO's evaluation uses Stanford's tokeniser for Penn Treebank (Java), which also parts English
-    contractions: scores of English captions differ from it in those alone.
+    Hyphens, periods and slashes stay between letters or digits, commas and colons between digits;
+    ``$``, ``%``, ``&`` and ``#`` are words. So does COCO's evaluation, by Stanford's tokeniser for
+    Penn Treebank (Java). That one also parts contractions and possessives (``it 's``), keeps the
+    periods of abbreviations (``mr.``), signs of numbers (``-5``) and ``at&t``, and takes brackets
+    (``-lrb-``), other symbols (``+``, ``@``) and runs of marks (``!!``) for words: scores of
+    captions with any of these differ from COCO's.
     """
     text = unicodedata.normalize("NFC", text).lower().replace("’", "'")
-    kept = "".join(c if c == "'" or unicodedata.category(c)[0] not in "PSZC" else " " for c in text)
-    return _ALONE.sub(r" \1 ", kept).replace(" '", " ").replace("' ", " ").split()
+    text = _ALONE.sub(r" \1 ", text)
+    kept = "".join(map(_kept, f" {text}", text, f"{text[1:]} "))
+    return kept.replace(" '", " ").replace("' ", " ").split()
+
+
+def _kept(before: str, character: str, after: str) -> str:
+    """What :func:`words` leaves of a character, given its neighbours."""
+    if character in "$%&#":
+        return f" {character} "
+    within = _in_word(before) and _in_word(after)
+    numbers = before.isdigit() and after.isdigit()
+    if character == "'" or _in_word(character):
+        return character
+    return character if (character in "-./" and within) or (character in ",:" and numbers) else " "
+
+
+def _in_word(character: str) -> bool:
+    return unicodedata.category(character)[0] not in "PSZC"
 
 
 def bleu(said: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float | str]:

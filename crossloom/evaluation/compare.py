@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from crossloom.evaluation.by_language import Row, rows, tables
+from crossloom.evaluation.by_language import Row, on_split, rows, tables
 from crossloom.evaluation.plots import spreads
 from crossloom.evaluation.report import Tuned, heat_maps, lookup, tuned_run, tuned_runs
 from crossloom.plugins import find
@@ -30,6 +30,7 @@ class Score:
     label: str
     seeds: tuple[int, ...]
     values: tuple[float, ...]  #: in the order of the seeds
+    split: str = ""  #: on which it was scored, and of which data if not its own
 
     @property
     def mean(self) -> float:
@@ -55,9 +56,9 @@ Groups = dict[tuple[str, str], list[tuple[int, Tuned]]]
 def compare(runs: Sequence[Path]) -> list[Score]:
     """Scores of all that was fine-tuned from these runs, or of fine-tuned runs given themselves.
 
-    What a run was evaluated on without fine-tuning counts too. Runs whose recipes differ in nothing
-    but the seed are one system, named after the recipe of the pre-trained run; recipes of one name
-    that differ in more are told apart by their folders.
+    What a run was evaluated on without fine-tuning counts too. Runs that differ in nothing but the
+    seed, nor in what they were evaluated on, are one system, named after the recipe of the
+    pre-trained run; those of one name that differ in more are told apart by their folders.
 
     Raises:
         RecipeError: a path is no run directory, nothing was evaluated, or a seed comes twice.
@@ -71,8 +72,19 @@ def compare(runs: Sequence[Path]) -> list[Score]:
             values = [lookup(t.metrics, figure) for _, t in members]
             if all(v is not None for v in values):
                 found = tuple(v for v in values if v is not None)
-                scratch = members[0][1].scratch
-                scores.append(Score(names[key], scratch, key[0], figure, label, seeds, found))
+                first = members[0][1]
+                scores.append(
+                    Score(
+                        names[key],
+                        first.scratch,
+                        first.task,
+                        figure,
+                        label,
+                        seeds,
+                        found,
+                        first.scored.told,
+                    )
+                )
     return scores
 
 
@@ -140,7 +152,8 @@ def _identity(recipe: Recipe, tuned: Tuned) -> str:
         parts.append(open_run(recipe.start))
     plain = [_without_vocabulary(to_dict(replace(r, seed=0, start="", data=""))) for r in parts]
     settings = {k: v for k, v in tuned.settings.items() if k != "budget"}
-    return json.dumps([plain, settings, tuned.scratch], sort_keys=True)
+    scored = asdict(replace(tuned.scored, assignments=()))
+    return json.dumps([plain, settings, scored, tuned.scratch], sort_keys=True)
 
 
 def _without_vocabulary(values: dict[str, Any]) -> dict[str, Any]:
@@ -165,25 +178,30 @@ def _names(groups: Groups) -> dict[Any, str]:
 
 def table(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]]:
     """Head and rows: a system a row, a figure a column, systems in the order given."""
-    columns = list(dict.fromkeys((s.task, s.figure, s.label) for s in scores))
+    columns = list(dict.fromkeys((_heading(s), s.figure) for s in scores))
     rows = []
     for system, scratch in dict.fromkeys((s.system, s.scratch) for s in scores):
-        mine = {(s.task, s.figure): s for s in scores if (s.system, s.scratch) == (system, scratch)}
+        own = [s for s in scores if (s.system, s.scratch) == (system, scratch)]
+        mine = {(_heading(s), s.figure): s for s in own}
         seeds = max(len(s.seeds) for s in mine.values())
         name = f"{system}, from scratch" if scratch else system
-        cells = [mine[c[:2]].told if c[:2] in mine else "–" for c in columns]
+        cells = [mine[c].told if c in mine else "–" for c in columns]
         rows.append([name, str(seeds), *cells])
-    return ["system", "seeds", *(f"{task}: {label}" for task, _, label in columns)], rows
+    return ["system", "seeds", *(heading for heading, _ in columns)], rows
+
+
+def _heading(score: Score) -> str:
+    return f"{on_split(score.task, score.split)}: {score.label}"
 
 
 def plot(scores: Sequence[Score]) -> list[str]:
     """One SVG for each figure: every seed a dot, the mean a bar, the deviation a line."""
     out = []
-    for task, figure in dict.fromkeys((s.task, s.figure) for s in scores):
-        mine = [s for s in scores if (s.task, s.figure) == (task, figure)]
+    for heading, figure in dict.fromkeys((_heading(s), s.figure) for s in scores):
+        mine = [s for s in scores if (_heading(s), s.figure) == (heading, figure)]
         rows = {f"{s.system}, from scratch" if s.scratch else s.system: s.values for s in mine}
         hollow = {f"{s.system}, from scratch" for s in mine if s.scratch}
-        out.append(spreads(rows, f"{task}: {mine[0].label}", hollow))
+        out.append(spreads(rows, heading, hollow))
     return out
 
 

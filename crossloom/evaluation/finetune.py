@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,15 @@ def make_task(name: str, assignments: Sequence[str] = ()) -> tuple[Task, list[st
         raise RecipeError(f"task {name}: {explain(error, cls)}") from None
 
 
+def assigned(settings: Mapping[str, Any]) -> list[str]:
+    """A task's settings, as kept in json, as the assignments that make it again."""
+    return [f"{k}={json.dumps(v)}" for k, v in settings.items() if k != "budget"]
+
+
+def _settings(task: Task) -> dict[str, Any]:
+    return dict(TypeAdapter(type(task)).dump_python(task, mode="json"))
+
+
 def _value(text: str) -> Any:
     """What YAML says a text is, or the text: of shards ``{dev,test}-*.tar`` is no mapping."""
     try:
@@ -78,8 +88,10 @@ def finetune(
     if environment.main:
         settings = {
             "task": name,
-            "settings": TypeAdapter(type(task)).dump_python(task, mode="json"),
+            "settings": _settings(task),
             "assignments": list(assignments),
+            # also of fresh weights; relative, so that runs may be moved together
+            "base": os.path.relpath(run.resolve(), out.resolve()),
         }
         write_atomically(out / "task.json", json.dumps(settings, indent=1))
     return recipe
@@ -104,9 +116,7 @@ def evaluate(
     if (run / "task.json").is_file():
         known = json.loads((run / "task.json").read_text())
         if known["task"] == name:
-            remembered = [
-                f"{k}={json.dumps(v)}" for k, v in known["settings"].items() if k != "budget"
-            ]
+            remembered = assigned(known["settings"])
     task, rest = make_task(name, [*remembered, *assignments])
     recipe = override(open_run(run), rest)
     model = make_model(recipe)
@@ -119,7 +129,8 @@ def evaluate(
     if environment.main:
         folder = run / "results"
         folder.mkdir(exist_ok=True)
-        _write(folder, name, result)
+        asked = {"settings": _settings(task), "assignments": list(assignments)}
+        _write(folder, name, result, {"data": recipe.data, **asked})
     return result
 
 
@@ -134,9 +145,10 @@ def _selected_by(run: Path, recipe: Recipe) -> str:
     return f"{what} on {component.held} ({languages}): {best.value:.4f} after {best.step} steps"
 
 
-def _write(folder: Path, name: str, result: Result) -> None:
+def _write(folder: Path, name: str, result: Result, asked: Mapping[str, Any]) -> None:
     body: dict[str, Any] = {
         "split": result.split,
+        **asked,
         "selected_by": result.selected_by,
         "metrics": result.metrics,
         "files": list(result.files),

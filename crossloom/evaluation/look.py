@@ -31,6 +31,9 @@ class Album:
             for row, entry in enumerate(shard.entries)
         }
 
+    def __contains__(self, key: str) -> bool:
+        return key.split("#")[0] in self._place
+
     def members(self, key: str) -> dict[str, bytes]:
         """All members of a sample."""
         shard, row = self._place[key.split("#")[0]]

@@ -4,23 +4,48 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from crossloom.data_pipelines.shards import ShardError
-from crossloom.evaluation.by_language import Outcome, Row, columns, outcome, rows, tables
-from crossloom.evaluation.finetune import make_task
+from crossloom.evaluation.by_language import (
+    Outcome,
+    Row,
+    by_heading,
+    columns,
+    outcome,
+    rows,
+    tables,
+)
+from crossloom.evaluation.choice import Choice
+from crossloom.evaluation.finetune import assigned, make_task
 from crossloom.evaluation.look import Album, Gaze, gazes
 from crossloom.evaluation.plots import bars, curves, heat_map, moves
 from crossloom.plugins import find, listed
 from crossloom.training.checkpoint import write_atomically
 from crossloom.training.meters import read_journal
-from crossloom.training.recipe import Recipe, to_yaml
-from crossloom.training.run import load_weights, make_model, open_run, start_from
+from crossloom.training.recipe import Recipe, override, to_yaml
+from crossloom.training.run import RECIPE, load_weights, make_model, open_run, start_from
 from crossloom.training.sampling import read_shares
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What figures are of. Those that differ in it do not stand for one system."""
+
+    split: str
+    settings: dict[str, Any]  #: of the task, as it was evaluated
+    data: str = ""  #: whose shards were read; empty for those of the run's recipe
+    overrides: tuple[str, ...] = ()  #: of the run's recipe
+    assignments: tuple[str, ...] = field(default=(), compare=False)  #: as they were given
+
+    @property
+    def told(self) -> str:
+        """The split, and of which data where that is not the run's own."""
+        return f"{self.split} of {Path(self.data).name}" if self.data else self.split
 
 
 @dataclass(frozen=True)
@@ -34,25 +59,40 @@ class Tuned:
     scratch: bool
     metrics: dict[str, Any]
     records: list[dict[str, Any]]
+    scored: Scored
     selected_by: str = ""
     trained: bool = True  #: False: evaluated as it was pre-trained
 
     def by_language(self, name: str) -> Outcome | None:
         """What it tells by language, under a name; None where it tells nothing."""
-        return outcome(name, self.task, self.metrics, self.settings, self.trained)
+        settings = {**self.settings, "tested": self.scored.settings.get("tested")}
+        return outcome(name, self.task, self.metrics, settings, self.trained, self.scored.told)
 
 
 def tuned_runs(run: Path) -> list[Tuned]:
     """What ``run`` itself was evaluated on, and evaluated runs beside or inside it.
 
-    Those beside it have names that begin with its name.
+    Those beside it have names that begin with its name, and were not fine-tuned from another run.
     """
-    beside = [p for p in run.parent.glob(f"{run.name}-*") if p.is_dir()]
+    beside = [p for p in run.parent.glob(f"{run.name}-*") if p.is_dir() and not _of_other(p, run)]
     folders = sorted({*beside, *(p.parent for p in run.glob("*/task.json"))})
     return [
         *untuned_results(run),
         *(found for folder in folders if (found := tuned_run(folder))),
     ]
+
+
+def _of_other(folder: Path, run: Path) -> bool:
+    """Whether a fine-tuned run came from another one; unknown for scratch runs of before."""
+    if not (folder / "task.json").is_file():
+        return False
+    base = json.loads((folder / "task.json").read_text()).get("base")
+    came = folder / base if base else Path(open_run(folder).start)
+    if not came.name:
+        return False
+    if (came / RECIPE).is_file():
+        return came.resolve() != run.resolve()
+    return came.name != run.resolve().name  # it was moved, or is gone
 
 
 def untuned_results(run: Path) -> list[Tuned]:
@@ -99,9 +139,24 @@ def _result(
         scratch,
         body["metrics"],
         [json.loads(x) for x in lines if x],
+        _scored(folder, task, body, settings),
         body.get("selected_by", ""),
         trained,
     )
+
+
+def _scored(
+    folder: Path, task: str, body: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Scored:
+    """What a result tells of how it came about; results of before tell the split alone."""
+    asked = {k: v for k, v in body.get("settings", settings).items() if k != "budget"}
+    assignments = tuple(body.get("assignments", ()))
+    _, rest = make_task(task, assignments)
+    overrides = tuple(sorted(x for x in rest if not x.startswith("data=")))
+    data = body.get("data", "")
+    if data and Path(data).resolve() == Path(open_run(folder).data).resolve():
+        data = ""
+    return Scored(body.get("split", ""), asked, data, overrides, assignments)
 
 
 def lookup(metrics: dict[str, Any], path: str) -> float | None:
@@ -180,14 +235,26 @@ def _median(journal: Sequence[dict[str, Any]], name: str) -> float:
 def _scores(best: dict[str, Tuned], fresh: dict[str, Tuned]) -> list[dict[str, Any]]:
     rows = []
     for task, one in best.items():
+        other = fresh.get(task)
         for path, label in find("task", task).headlines.items():
             value = lookup(one.metrics, path)
-            if value is None:
-                continue
-            scratch = lookup(fresh[task].metrics, path) if task in fresh else None
-            rows.append({"task": task, "metric": label, "value": value, "scratch": scratch,
-                         "selected_by": one.selected_by})  # fmt: skip
-    return rows
+            scratch = lookup(other.metrics, path) if other else None
+            if other and not _alike(one, other):
+                rows.append(_score(one, label, value, None))
+                rows.append(_score(other, label, None, scratch))
+            else:
+                rows.append(_score(one, label, value, scratch))
+    return [row for row in rows if (row["value"], row["scratch"]) != (None, None)]
+
+
+def _score(one: Tuned, label: str, value: float | None, scratch: float | None) -> dict[str, Any]:
+    row = {"task": one.task, "split": one.scored.told, "metric": label}
+    return {**row, "value": value, "scratch": scratch, "selected_by": one.selected_by}
+
+
+def _alike(one: Tuned, other: Tuned) -> bool:
+    """Whether both were scored on the same examples, so that one may stand beside the other."""
+    return (one.scored.split, one.scored.data) == (other.scored.split, other.scored.data)
 
 
 def _outcomes(tuned: Sequence[Tuned]) -> Iterator[Outcome]:
@@ -200,8 +267,7 @@ def _outcomes(tuned: Sequence[Tuned]) -> Iterator[Outcome]:
 def heat_maps(shown: Sequence[Row]) -> list[str]:
     """A heat map for each task, with its rows by their names."""
     out = []
-    for task in dict.fromkeys(row.task for row in shown):
-        mine = [row for row in shown if row.task == task]
+    for task, mine in by_heading(shown).items():
         out.append(
             heat_map(
                 {row.name: row.scores for row in mine},
@@ -218,7 +284,7 @@ def _details(best: dict[str, Tuned], fresh: dict[str, Tuned]) -> list[str]:
     if not kinds:
         return []
     series = {"pre-trained": list(kinds.values())}
-    if "vqa" in fresh:
+    if "vqa" in fresh and _alike(best["vqa"], fresh["vqa"]):
         series["from scratch"] = [fresh["vqa"].metrics["by_kind"].get(k, 0.0) for k in kinds]
     return [bars(list(kinds), series, "Answers by kind of question")]
 
@@ -276,23 +342,25 @@ def _shares(run: Path) -> list[str]:
 
 
 def _album(tuned: Tuned) -> tuple[Recipe, Any, Album] | None:
-    """The run's recipe, task and test samples; None when the data is gone."""
-    recipe = open_run(tuned.folder)
-    task, _ = make_task(
-        tuned.task, [f"{k}={json.dumps(v)}" for k, v in tuned.settings.items() if k != "budget"]
-    )
+    """The recipe, the task and the samples as they were evaluated; None when the data is gone."""
+    recipe = override(open_run(tuned.folder), tuned.scored.overrides)
+    recipe = replace(recipe, data=tuned.scored.data or recipe.data)
+    task, _ = make_task(tuned.task, assigned(tuned.scored.settings))
+    component = task.component(recipe)
+    if isinstance(task, Choice):
+        component = replace(component, reader=task.tested_with(recipe))
     try:
-        source = task.source(recipe, task.component(recipe), task.test)
+        source = task.source(recipe, component, task.test)
     except ShardError:
         return None
     return recipe, task, Album(source)
 
 
 def _pick(records: Sequence[dict[str, Any]], right: int, wrong: int) -> list[dict[str, Any]]:
-    """Some right and some wrong examples, spread over kinds and languages."""
+    """Some right and some wrong examples, of those scored, spread over kinds and languages."""
     chosen: list[dict[str, Any]] = []
     for good, count in ((True, right), (False, wrong)):
-        left = [r for r in records if (r["score"] > 0) == good]
+        left = [r for r in records if r["score"] is not None and (r["score"] > 0) == good]
         seen: dict[tuple[Any, ...], int] = {}
         ranked: list[tuple[int, int]] = []
         for record in left:
@@ -311,7 +379,9 @@ def _answers(tuned: Tuned | None) -> list[dict[str, Any]]:
     if tuned is None or (opened := _album(tuned)) is None:
         return []
     recipe, task, album = opened
-    chosen = _pick(tuned.records, 6, 3)
+    chosen = _pick([r for r in tuned.records if r["key"] in album], 6, 3)
+    if not chosen:
+        return []
     model = make_model(recipe)
     start_from(model, load_weights(tuned.folder)[0])
     text, image = task.streams(recipe)
@@ -338,7 +408,8 @@ def _searches(tuned: Tuned | None) -> list[dict[str, Any]]:
         return []
     _, _, album = opened
     rows = []
-    for record in _pick(tuned.records, 3, 3):
+    there = [r for r in tuned.records if all(k in album for k in (r["image"], *r["found"]))]
+    for record in _pick(there, 3, 3):
         shown = []
         for place, key in enumerate(record["found"], 1):
             kind = "hit" if key == record["image"] else ""
@@ -368,5 +439,6 @@ def _commands(recipe: Recipe, tuned: Sequence[Tuned]) -> list[str]:
         words += ["--scratch"] if one.scratch else []
         if one.trained:
             lines.append(shlex.join(words))
-        lines.append(f"crossloom evaluate {one.task} --from {one.folder.name}")
+        words = ["crossloom", "evaluate", one.task, *one.scored.assignments]
+        lines.append(shlex.join([*words, "--from", one.folder.name]))
     return lines

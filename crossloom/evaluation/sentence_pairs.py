@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from crossloom.data_pipelines.annotated import Pairs
-from crossloom.data_pipelines.reader import Reader, sample_json
+from crossloom.data_pipelines.reader import Reader
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.evaluation.choice import Choice, Record
 from crossloom.evaluation.entailment import LABELS
 from crossloom.evaluation.metrics import mean_by, seen_and_unseen
-from crossloom.evaluation.task import Budget
+from crossloom.evaluation.task import Budget, languages_of
 from crossloom.training.optim import Optim
-from crossloom.training.recipe import Recipe, RecipeError
+from crossloom.training.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +84,8 @@ class SentencePairs(Choice):
         return seen_and_unseen(scores, self.languages)
 
     def _languages(self, recipe: Recipe) -> tuple[str, ...]:
-        """Languages of the first pair of the test shards."""
-        shard = open_shards(self.test, recipe.data)[0]
-        for number, entry in enumerate(shard.entries):
-            if entry.items.get("pairs"):
-                return tuple(sample_json(shard.read(number))["pairs"][0]["premise"])
-        raise RecipeError(f"{shard.path}: holds no pairs to test on")
+        """Languages of all pairs of the test shards."""
+        return languages_of(open_shards(self.test, recipe.data), "pairs", "premise")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,8 @@ Record = dict[str, Any]
 class Tagging(Task):
     """Sequence labelling: each word's class, read off its first unit (BERT, section 5.3).
 
-    Words beyond the text stream's limit are not tagged, and count as wrong (as outside of names).
+    Words beyond the text stream's limit are not tagged (``predicted`` is None): they are wrong,
+    whatever their tag, and to chunks they are outside of names.
     Weights are selected by the share of tags right on ``dev`` shards of English.
 
     Metrics (0..1): ``accuracy`` over words; where the tags are of chunks (``B-PER``, ``I-PER``,
@@ -107,7 +108,7 @@ class Tagging(Task):
                 label = example.labels
                 characters = example.units[self.text].targets["characters"]
                 places = torch.from_numpy(first_units(characters, label["words"]))
-                said = [names[int(row[p])] if p >= 0 else "O" for p in places]
+                said = [names[int(row[p])] if p >= 0 else None for p in places]
                 words = [label["text"][a:b] for a, b in label["words"]]
                 right = [a == b for a, b in zip(said, label["tags"], strict=True)]
                 records.append(
@@ -150,14 +151,21 @@ def _scores(records: Sequence[Record], of_chunks: bool) -> dict[str, float]:
     pairs = [(r["tags"], r["predicted"]) for r in records]
     right = sum(a == b for tags, said in pairs for a, b in zip(tags, said, strict=True))
     scores = {"accuracy": right / sum(len(tags) for tags, _ in pairs)}
-    return scores | (chunk_scores(*zip(*pairs, strict=True)) if of_chunks else {})
+    if of_chunks:
+        scores |= chunk_scores([r["tags"] for r in records], [_outside(r) for r in records])
+    return scores
+
+
+def _outside(record: Record) -> list[str]:
+    """The tags predicted; words that have none are outside of names."""
+    return [tag or "O" for tag in record["predicted"]]
 
 
 def _files(records: Sequence[Record]) -> dict[str, str]:
     """Word, right and predicted tag a line, a blank line after each sentence; by language."""
     out: dict[str, list[str]] = {}
     for record in records:
-        rows = zip(record["words"], record["tags"], record["predicted"], strict=True)
+        rows = zip(record["words"], record["tags"], _outside(record), strict=True)
         lines = "".join(f"{word} {tag} {said}\n" for word, tag, said in rows)
         out.setdefault(record["language"], []).append(lines)
     return {f"tagging.predictions.{k}.txt": "\n".join(v) for k, v in sorted(out.items())}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
-from crossloom.data_pipelines.reader import Reader
+from crossloom.data_pipelines.reader import Reader, json_of
 from crossloom.data_pipelines.shards import Shard, open_shards
 from crossloom.data_pipelines.source import Defect, Source
 from crossloom.modalities.text import Text
@@ -17,6 +18,7 @@ from crossloom.objectives.pool import Pool
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe, RecipeError
 from crossloom.training.schedule import Schedule
+from crossloom.units import BadSample
 
 #: The component that is measured, not trained on, and how many batches of it: all there are.
 DEV, WHOLE = "dev", 10**9
@@ -156,6 +158,32 @@ class Task(ABC):
         """Names of the splits that the test shards belong to."""
         names = (split_of(s.name) for s in open_shards(self.test, recipe.data))
         return ", ".join(dict.fromkeys(names))
+
+
+def languages_of(shards: Sequence[Shard], field: str, texts: str) -> tuple[str, ...]:
+    """All languages that things which samples list are told in, in the order met.
+
+    Samples that cannot be used are passed over: they are counted when they are read to be scored.
+
+    Args:
+        shards: whose samples are looked at, by their json alone.
+        field: of the json, a list; samples without it are not read.
+        texts: field of what is listed: its texts by language.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    found: dict[str, None] = {}
+    for shard in shards:
+        for entry in shard.entries:
+            if entry.items.get(field):
+                # a json that anybody may have written may be built in another way
+                with suppress(BadSample, AttributeError, KeyError, TypeError):
+                    for one in json_of(shard, entry)[field]:
+                        found |= {code: None for code, text in one[texts].items() if text}
+    if not found:
+        raise RecipeError(f"{shards[0].shown}: holds no {field} to test on")
+    return tuple(found)
 
 
 def split_of(key: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,10 +28,10 @@ class ZeroShot(Task):
 
     A class is described by each template; its vector is the mean of the descriptions' unit vectors,
     brought to length 1. Shards hold a picture and ``cls``, or ``label`` in the json: the number of
-    a class from 0, or its name.
+    a class from 0, or its name. Pictures without either are answered, not scored.
 
     Metrics: ``top1``, ``top5``, ``mean_per_class`` (0..1), ``images``, ``classes``. Hands in a line
-    for each picture: its key and the numbers of the five best classes, as ImageNet's server asks.
+    for each picture: its key and the numbers, from 0, of the five best classes.
     """
 
     kind: ClassVar[str] = "zero-shot"
@@ -61,8 +61,8 @@ class ZeroShot(Task):
         )
 
     def component(self, recipe: Recipe) -> Component:
-        """Pictures with their classes."""
-        return Component(shards=self.test, reader=Labelled(), objectives=())
+        """Pictures with their classes, also those whose classes are kept back."""
+        return Component(shards=self.test, reader=Labelled(unlabelled=True), objectives=())
 
     def evaluate(self, model: CrossloomModel, recipe: Recipe, watch: Watch | None = None) -> Result:
         """The nearest classes of every picture of the test shards."""
@@ -88,28 +88,21 @@ class ZeroShot(Task):
         best = chance.topk(min(5, len(names)), dim=1)
         records: list[dict[str, Any]] = []
         for example, found, sure in zip(examples, best.indices.tolist(), best.values, strict=True):
-            right = _number(example.labels["label"], names, self.classes)
+            label = example.labels["label"]
+            right = _number(label, names, self.classes) if label else None
             records.append(
                 {
                     "key": example.key,
                     "split": split_of(example.key),
-                    "label": names[right],
+                    "label": None if right is None else names[right],
                     "predicted": names[found[0]],
                     "found": found,
                     "probability": float(sure[0]),
-                    "score": float(found[0] == right),
-                    "among_five": float(right in found),
+                    "score": None if right is None else float(found[0] == right),
+                    "among_five": None if right is None else float(right in found),
                 }
             )
-        scores = [r["score"] for r in records]
-        by_class = mean_by(scores, [r["label"] for r in records])
-        metrics = {
-            "top1": sum(scores) / len(scores),
-            "top5": sum(r["among_five"] for r in records) / len(records),
-            "mean_per_class": sum(by_class.values()) / len(by_class),
-            "images": len(records),
-            "classes": len(names),
-        }
+        metrics = {**_scores(records), "images": len(records), "classes": len(names)}
         lines = (f"{r['key']} {' '.join(map(str, r['found']))}\n" for r in records)
         return Result(metrics, records, defects, {"zero-shot.predictions.txt": "".join(lines)})
 
@@ -132,6 +125,19 @@ class ZeroShot(Task):
             examples.append(Example(key=key, sample=key, epoch=0, units=units, labels={}))
         rows = features(model, recipe, head, self.text, examples)
         return F.normalize(rows.unflatten(0, (len(names), len(templates))).mean(1), dim=1)
+
+
+def _scores(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the pictures whose class is told; nothing where none is."""
+    known = [r for r in records if r["score"] is not None]
+    if not known:
+        return {}
+    by_class = mean_by([r["score"] for r in known], [r["label"] for r in known])
+    return {
+        "top1": sum(r["score"] for r in known) / len(known),
+        "top5": sum(r["among_five"] for r in known) / len(known),
+        "mean_per_class": sum(by_class.values()) / len(by_class),
+    }
 
 
 def _lines(path: Path, what: str) -> tuple[str, ...]:

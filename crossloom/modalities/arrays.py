@@ -32,7 +32,10 @@ def read_arrays(sample: Sample, field: str) -> dict[str, Array]:
         arrays = {}
         for name, member in single.items():
             try:
-                arrays[name] = _array(sample[member])
+                array = _array(sample[member])
+                if array is None:
+                    raise ValueError("holds pickled objects, which are never loaded")
+                arrays[name] = array
             except Exception as error:  # as in an npz
                 raise BadSample(
                     "undecodable", f"{member}: not a readable npy ({type(error).__name__}: {error})"

@@ -22,14 +22,15 @@ def results(folder, task, metrics, **body):
     (folder / "results" / f"{task}.records.jsonl").write_text("")
 
 
-def tuned(folder, recipe, scores, *, seed=0, start="before", settings=None):
+def tuned(folder, recipe, scores, *, seed=0, start="before", settings=None, split=""):
     folder.mkdir()
     recipe = replace(recipe, name=f"{recipe.name}-xnli", seed=seed, start=start)
     (folder / "recipe.yaml").write_text(to_yaml(recipe))
     known = {"task": "xnli", "settings": settings or {"languages": ["en"]}, "assignments": []}
     (folder / "task.json").write_text(json.dumps(known))
     mean = sum(scores.values()) / len(scores)
-    results(folder, "xnli", {"by_language": scores, "mean": mean}, selected_by="dev (en)")
+    body = {"selected_by": "dev (en)", "split": split}
+    results(folder, "xnli", {"by_language": scores, "mean": mean}, **body)
     return folder
 
 
@@ -77,6 +78,18 @@ def test_a_run_for_each_language_is_one_row():
     assert row.scores == {"de": 0.7, "zh": 0.6}
     assert row.tuned == {"de", "zh"}
     assert outcome("a", "vqa", {"accuracy": 1.0}, {}, True) is None
+    assert outcome("a", "captioning", {"by_language": {"en": {"cider": 1.0}}}, {}, True) is None
+
+
+def test_splits_stand_apart():
+    shown = rows(
+        [
+            Outcome("a", "xnli", {"en": 0.8, "de": 0.4}, ("en",), split="test"),
+            Outcome("a", "xnli", {"en": 0.6, "de": 0.6}, ("en",), split="dev"),
+        ]
+    )
+    assert [(r.split, r.scores["en"]) for r in shown] == [("test", 0.8), ("dev", 0.6)]
+    assert [t["task"] for t in tables(shown)] == ["xnli on test", "xnli on dev"]
 
 
 def test_tables_group_languages_by_script():
@@ -121,8 +134,9 @@ def test_results_without_fine_tuning_stand_beside_those_with_it(recipe, tmp_path
     results(run, "sentence-retrieval", {"accuracy": 0.3, "by_language": {"de": 0.25, "en": 0.31}})
     # what is handed in is no result
     (run / "results" / "vqa.submission.json").write_text("[]")
-    tuned(tmp_path / "run-xnli", recipe, {"en": 0.8, "ru": 0.417})
-    tuned(tmp_path / "run-xnli-scratch", recipe, {"en": 0.5, "ru": 0.333}, start="")
+    tuned(tmp_path / "run-xnli", recipe, {"en": 0.8, "ru": 0.417}, start=str(run))
+    scratch = {"en": 0.5, "ru": 0.333}
+    tuned(tmp_path / "run-xnli-scratch", recipe, scratch, start="", split="dev")
     assert [(t.task, t.trained, t.scratch) for t in tuned_runs(run)] == [
         ("sentence-retrieval", False, False), ("xnli", True, False), ("xnli", True, True),
     ]  # fmt: skip
@@ -131,6 +145,10 @@ def test_results_without_fine_tuning_stand_beside_those_with_it(recipe, tmp_path
     assert "<td>as pre-trained</td><td>0.250</td><td>0.310</td>" in page
     assert '<td>fine-tuned</td><td>0.417</td><td class="tuned">0.800</td>' in page
     assert '<td>from scratch</td><td>0.333</td><td class="tuned">0.500</td>' in page
+    # scored on other splits, they do not stand side by side
+    told = re.findall(r'<td>xnli(.*?)</td>.*?<td class="n">(.*?)</td>\s*<td class="n">(.*?)</td>',
+                      page, re.DOTALL)  # fmt: skip
+    assert told == [("", "0.609", "–"), (' <span class="tag">dev</span>', "–", "0.416")]
     assert "xnli · weights selected by: dev (en)" in page
     assert "finetune sentence-retrieval" not in page
     assert {s.task for s in compare([run])} == {"sentence-retrieval", "xnli"}

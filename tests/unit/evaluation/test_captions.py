@@ -8,6 +8,7 @@ import pytest
 
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.evaluation.captions import bleu, cider, words
+from crossloom.evaluation.compare import compare, languages
 from crossloom.evaluation.finetune import evaluate, finetune, make_task
 from crossloom.evaluation.say import opening
 from crossloom.models.generation import Search
@@ -72,10 +73,26 @@ def test_bleu_takes_as_many_references_as_there_are():
         ("लाल वृत्त है।", ["लाल", "वृत्त", "है"]),
         ("l’été «rouge»", ["l'été", "rouge"]),
         ("...", []),
+        ("赤-青. 3.5円", ["赤", "青", "3.5", "円"]),
     ],
 )
 def test_words_of_many_scripts(text, expected):
     assert words(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A black-and-white cat, well-lit.", "a black-and-white cat well-lit"),
+        ("It costs $2.50 & 50% off, #1 rated.", "it costs $ 2.50 & 50 % off # 1 rated"),
+        ("1,000 people; 10:30 on 1/2 and/or 1-2", "1,000 people 10:30 on 1/2 and/or 1-2"),
+        ("red,blue and green.yellow a--b 5- a;b", "red blue and green.yellow a b 5 a b"),
+        ('a man said "hello" - ok -- fine... done', "a man said hello ok fine done"),
+    ],
+)
+def test_words_as_cocos_tokeniser_gives_them(text, expected):
+    """Of stanford-corenlp 3.4.1 (pycocoevalcap 1.2), its list of punctuation left out."""
+    assert " ".join(words(text)) == expected
 
 
 def test_an_opening_is_the_first_unit_alone():
@@ -126,9 +143,17 @@ def test_several_languages_are_told_and_scored_apart(base, tmp_path):
     finetune("captioning", base, tmp_path, start("cpu"), settings)
     result = evaluate("captioning", tmp_path, start("cpu"))
     assert result.metrics["images"] == 40
-    assert set(result.metrics["by_language"]) == {"en", "de"}
+    each = result.metrics["languages"]
+    assert set(each) == {"en", "de"}
+    assert each["de"]["images"] == 20
+    assert result.metrics["by_language"] == {code: each[code]["cider"] for code in each}
     assert {r["language"] for r in result.records} == {"en", "de"}
     assert (tmp_path / "results" / "captioning.de.submission.json").is_file()
+    # pages take what a task tells
+    scores = {s.figure: s.mean for s in compare([tmp_path])}
+    assert scores == {f: result.metrics[f] for f in ("cider", "bleu4")}
+    (row,) = languages([tmp_path])
+    assert row.scores == result.metrics["by_language"]
 
 
 def test_a_head_that_says_captions_is_kept(world, tmp_path):

@@ -6,18 +6,20 @@ from dataclasses import replace
 import pytest
 
 from crossloom.evaluation.compare import compare, plot, table, write_comparison
+from crossloom.evaluation.report import tuned_runs
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.recipe import RecipeError, to_yaml
 
 
-def tuned(folder, recipe, accuracy, *, seed=0, start="before", settings=None):
+def tuned(folder, recipe, accuracy, *, seed=0, start="before", settings=None, scored=None, **known):
     """A fine-tuned run as evaluation leaves it."""
     (folder / "results").mkdir(parents=True)
     recipe = replace(recipe, name=f"{recipe.name}-vqa", seed=seed, start=start)
     (folder / "recipe.yaml").write_text(to_yaml(recipe))
-    known = {"task": "vqa", "settings": settings or {"pool": "first"}, "assignments": []}
+    known |= {"task": "vqa", "settings": settings or {"pool": "first"}, "assignments": []}
     (folder / "task.json").write_text(json.dumps(known))
-    (folder / "results" / "vqa.json").write_text(json.dumps({"metrics": {"accuracy": accuracy}}))
+    body = {"metrics": {"accuracy": accuracy}, **(scored or {})}
+    (folder / "results" / "vqa.json").write_text(json.dumps(body))
     (folder / "results" / "vqa.records.jsonl").write_text("")
     return folder
 
@@ -63,12 +65,70 @@ def test_fresh_weights_and_other_settings_are_other_rows(recipe, tmp_path):
     ]
 
 
+def test_what_was_evaluated_otherwise_is_another_row_and_its_split_is_told(recipe, tmp_path):
+    def scored(split="test", data=recipe.data, assignments=(), **settings):
+        settings = {"pool": "first", "test": f"{split}-*.tar", **settings}
+        return {"split": split, "settings": settings, "data": data, "assignments": assignments}
+
+    given = [
+        (0, 0.5, scored()),
+        (1, 0.7, scored()),
+        (2, 0.9, scored("dev")),
+        (3, 0.4, scored(tested=["de"])),
+        (4, 0.3, scored(data="shards/xgqa", assignments=["data=shards/xgqa"])),
+        (5, 0.2, scored(assignments=["modalities.text.limit=5"])),
+    ]
+    runs = [
+        tuned(tmp_path / f"a{seed}", recipe, value, seed=seed, scored=body)
+        for seed, value, body in given
+    ]
+    scores = compare(runs)
+    assert [s.values for s in scores] == [(0.5, 0.7), (0.9,), (0.4,), (0.3,), (0.2,)]
+    assert table(scores) == (
+        ["system", "seeds", *(f"vqa on {x}: accuracy" for x in ("test", "dev", "test of xgqa"))],
+        [
+            ["tiny (a0)", "2", "0.600 ± 0.141", "–", "–"],
+            ["tiny (a2)", "1", "–", "0.900", "–"],
+            ["tiny (a3)", "1", "0.400", "–", "–"],
+            ["tiny (a4)", "1", "–", "–", "0.300"],
+            ["tiny (a5)", "1", "0.200", "–", "–"],
+        ],
+    )
+    assert len(plot(scores)) == 3
+    # of results written before, the split alone is told
+    before = [
+        tuned(tmp_path / f"b{n}", recipe, 0.5, seed=n, scored={"split": split})
+        for n, split in enumerate(("test", "test", "dev"))
+    ]
+    assert [s.seeds for s in compare(before)] == [(0, 1), (2,)]
+
+
 def test_runs_are_found_beside_the_one_they_were_tuned_from(recipe, tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "recipe.yaml").write_text(to_yaml(recipe))
-    tuned(tmp_path / "run-vqa", recipe, 0.5)
-    assert [s.values for s in compare([run])] == [(0.5,)]
+    here, there = tmp_path / "here", tmp_path / "there"
+    for name in ("run", "run-large"):
+        (here / name).mkdir(parents=True)
+        (here / name / "recipe.yaml").write_text(to_yaml(recipe))
+    start = str(here / "run-large")
+    tuned(here / "run-large-vqa", recipe, 0.6, start=start, base="../run-large")
+    tuned(here / "run-large-old", recipe, 0.7, seed=1, start=start)
+    tuned(here / "run-large-fresh", recipe, 0.8, start="", base="../run-large")
+    tuned(here / "run-vqa", recipe, 0.5, start=str(here / "run"), base="../run")
+    tuned(here / "run-old", recipe, 0.4, seed=1, start=str(here / "run"))
+    tuned(here / "run-fresh", recipe, 0.3, start="", base="../run")
+    tuned(here / "run-old-fresh", recipe, 0.2, seed=1, start="")
+
+    def names(run):
+        return [t.folder.name for t in tuned_runs(run)]
+
+    large = ["run-large-fresh", "run-large-old", "run-large-vqa"]
+    own = ["run-fresh", "run-old", "run-old-fresh", "run-vqa"]
+    assert (names(here / "run"), names(here / "run-large")) == (own, large)
+    # moved together, and without the one that some came from
+    here.rename(there)
+    assert (names(there / "run"), names(there / "run-large")) == (own, large)
+    (there / "run-large" / "recipe.yaml").unlink()
+    assert names(there / "run") == own
+    assert [s.values for s in compare([there / "run"])] == [(0.3, 0.2), (0.5, 0.4)]
 
 
 def test_what_cannot_be_compared_is_said(recipe, tmp_path):

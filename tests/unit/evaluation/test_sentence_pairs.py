@@ -1,18 +1,21 @@
 """Pairs of sentences across languages: forms, selection, and what is reported."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from crossloom.data_pipelines.annotated import Pairs
-from crossloom.data_pipelines.shards import ShardError
+from crossloom.data_pipelines.shards import ShardError, open_shards
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.finetune import evaluate, finetune, make_task
 from crossloom.evaluation.metrics import seen_and_unseen
+from crossloom.evaluation.task import languages_of
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
+from crossloom.training.recipe import RecipeError
 from crossloom.training.run import open_run
 from crossloom.units import keyed_rng
 
@@ -21,8 +24,6 @@ SMALL = ("steps=6", "examples=8", "dev_every=2")
 
 @pytest.fixture(scope="module")
 def base(world, tmp_path_factory):
-    from dataclasses import replace
-
     out = tmp_path_factory.mktemp("base")
     train(replace(tiny_recipe(world), steps=1), out, start("cpu"))
     return out
@@ -96,6 +97,23 @@ def test_paraphrases_are_two_classes(base, world, tmp_path):
     right = [r["predicted"] == r["label"] for r in result.records]
     assert result.metrics["accuracy"] == pytest.approx(np.mean(right))
     assert set(result.metrics["by_language"]) == {"en", "fr"}
+
+
+def test_a_language_counts_that_the_first_sample_lacks(tmp_path):
+    """The second of two shards has a language more, in its second pair, and a bad sample."""
+    told = [[{"en": "A.", "de": ""}], [{"en": "A."}, {"en": "A.", "fr": "A."}], ["no pair"]]
+    for name, some in (("test", told[:1]), ("test-more", told[1:])):
+        with ShardWriter(tmp_path, name) as writer:
+            for n, texts in enumerate(some):
+                for task in ("pairs", "spans"):
+                    field = "premise" if task == "pairs" else "text"
+                    listed = [x if isinstance(x, str) else {field: x} for x in texts]
+                    writer.write(f"{task}{n}", {"json": {"id": str(n), task: listed}})
+    recipe = replace(tiny_recipe(tmp_path), data=str(tmp_path))
+    assert make_task("xnli")[0].tested_with(recipe).languages == ("en", "fr")
+    assert make_task("xquad")[0]._languages(recipe) == ("en", "fr")
+    with pytest.raises(RecipeError, match="no pairs to test on"):
+        languages_of(open_shards("test-0*.tar", tmp_path), "pairs", "hypothesis")
 
 
 def test_means_over_languages_by_hand():

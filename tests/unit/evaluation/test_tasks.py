@@ -1,6 +1,7 @@
 """Tasks on small shards: fine-tuned beyond chance, scored by hand, handed in as benchmarks ask."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -274,6 +275,8 @@ def test_questions_whose_answers_are_kept_back_are_answered_not_scored(base, wor
             writer.write(f"{number}", {**members, "json": content})
     run = tmp_path / "run"
     finetune("vqa", base, run, start("cpu"), [ENGLISH, "steps=2", "examples=4"], scratch=True)
+    known = json.loads((run / "task.json").read_text())
+    assert (run / known["base"]).resolve() == base.resolve()
     result = evaluate("vqa", run, start("cpu"), [f"data={out}"])
     assert "accuracy" not in result.metrics
     rows = json.loads(handed_in(run, "vqa.submission.json"))
@@ -480,12 +483,40 @@ def test_zero_shot_says_what_it_lacks(base, labelled, tmp_path):
         evaluate("zero-shot", base, start("cpu"), [f"data={data}", "classes=two.txt"])
 
 
+def test_pictures_whose_classes_are_kept_back_are_answered_not_scored(base, labelled, tmp_path):
+    data, _ = labelled
+    source = open_shards("test-*.tar", data)[0]
+    with ShardWriter(data, "hidden") as writer:
+        for number in range(3):
+            members = source.read(number)
+            del members["cls"]
+            writer.write(f"{number}", members)
+    run = tmp_path / "run"
+    shutil.copytree(base, run)
+    settings = [f"data={data}", "test=hidden-*.tar"]
+    result = evaluate("zero-shot", run, start("cpu"), settings)
+    assert result.metrics == {"images": 3, "classes": 4}
+    assert not result.defects
+    assert [(r["label"], r["score"]) for r in result.records] == [(None, None)] * 3
+    assert len(handed_in(run, "zero-shot.predictions.txt").splitlines()) == 3
+    # beside pictures whose classes are told
+    settings[1] = "test={test,hidden}-*.tar"
+    both = evaluate("zero-shot", run, start("cpu"), settings)
+    known = evaluate("zero-shot", run, start("cpu"), settings[:1])
+    assert both.metrics == {**known.metrics, "images": 8 + 3}
+
+
 def test_labels_are_read_from_either_member():
-    def read(**members):
-        return Labelled().read(members, 0, keyed_rng(0))[1]["label"]
+    def read(unlabelled=False, **members):
+        return Labelled(unlabelled=unlabelled).read(members, 0, keyed_rng(0))[1]["label"]
 
     assert read(cls=b"17\n") == "17"
     assert read(json=b'{"label": "cat"}') == "cat"
     assert read(json=b'{"label": 0}') == "0"
     with pytest.raises(BadSample, match="no cls"):
         read(json=b'{"id": "1"}')
+    with pytest.raises(BadSample, match="no cls"):
+        read(png=b"")
+    assert read(unlabelled=True, json=b'{"id": "1"}') == read(unlabelled=True, png=b"") == ""
+    with pytest.raises(BadSample, match="no cls"):
+        read(unlabelled=True, json=b'{"label": [1]}')

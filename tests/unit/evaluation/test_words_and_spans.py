@@ -14,6 +14,7 @@ from crossloom.evaluation.answer_spans import best_spans
 from crossloom.evaluation.answers import best, exact, f1, normalise
 from crossloom.evaluation.chunks import are_chunks, chunk_scores, chunks
 from crossloom.evaluation.finetune import evaluate, finetune, make_task
+from crossloom.evaluation.tagging import Tagging
 from crossloom.modalities.text import Text
 from crossloom.models.presets import single_stream
 from crossloom.objectives.presets import mmlm
@@ -191,6 +192,14 @@ def test_tags_are_learned_and_scored_word_by_word(base, shards, tmp_path):
     assert short.metrics["accuracy"] < result.metrics["by_language"]["en"]
 
 
+def test_words_that_were_cut_are_wrong_whatever_their_tag():
+    record = {"key": "a", "language": "en", "split": "test", "words": list("abcd"), "cut": 2}
+    record |= {"tags": ["B-A", "O", "O", "B-A"], "predicted": ["B-A", "O", None, None]}
+    metrics = Tagging()._metrics([record], ["O", "B-A"])
+    assert metrics["accuracy"] == 2 / 4
+    assert (metrics["precision"], metrics["recall"]) == (1, 1 / 2)
+
+
 def test_names_are_scored_as_chunks(base, shards, tmp_path):
     for split in ("train", "dev", "test"):
         with ShardWriter(tmp_path / "names", split) as writer:
@@ -206,6 +215,13 @@ def test_names_are_scored_as_chunks(base, shards, tmp_path):
     right, predicted = ([r[k] for r in result.records] for k in ("tags", "predicted"))
     assert result.metrics["f1"] == chunk_scores(right, predicted)["f1"]
     assert result.metrics["by_language"] == {"en": result.metrics["f1"]}
+    # there is room for one word, between the units that begin and end the text
+    settings = ["modalities.text.limit=3", "modalities.text.positions=16"]
+    short = evaluate("tagging", tmp_path / "run", CPU, settings)
+    assert {tuple(r["predicted"][1:]) for r in short.records} == {(None, None)}
+    assert short.metrics["accuracy"] <= 1 / 3
+    handed_in = (tmp_path / "run" / "results" / "tagging.predictions.en.txt").read_text()
+    assert handed_in.splitlines()[2] == "waits O O"
 
 
 def test_answers_are_found_in_windows(base, shards, tmp_path):

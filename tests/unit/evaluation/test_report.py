@@ -1,0 +1,100 @@
+"""The page of a run: what was evaluated is what it shows."""
+
+import html
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from crossloom.data_pipelines.shards import open_shards
+from crossloom.data_pipelines.show import picture
+from crossloom.data_pipelines.write import ShardWriter
+from crossloom.evaluation.finetune import evaluate, finetune
+from crossloom.evaluation.report import write_report
+from crossloom.testing.recipes import tiny_recipe
+from crossloom.training.environment import start
+from crossloom.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def runs(world, tmp_path_factory):
+    """A run of one step, and what was fine-tuned from it in two."""
+    out = tmp_path_factory.mktemp("runs")
+    train(replace(tiny_recipe(world), steps=1), out / "run", start("cpu"))
+    settings = ["languages=[en]", "steps=2", "examples=4"]
+    finetune("vqa", out / "run", out / "run-vqa", start("cpu"), settings)
+    return out
+
+
+def samples(shards, data):
+    shard = open_shards(shards, data)[0]
+    return {f"{shard.name}/{e.key}": shard.read(n) for n, e in enumerate(shard.entries)}
+
+
+def report(runs, *assignments):
+    """The page after an evaluation, and the records of what it is of."""
+    result = evaluate("vqa", runs / "run-vqa", start("cpu"), assignments)
+    write_report([runs / "run"], runs / "report.html")
+    return (runs / "report.html").read_text(), result.records
+
+
+def shown(page, members):
+    return {key for key, sample in members.items() if picture(sample) in page}
+
+
+def test_another_split_is_shown_and_told(runs, world):
+    page, records = report(runs, "test=dev-*.tar", "tested=[de, en]")
+    assert '<td>vqa <span class="tag">dev</span></td>' in page
+    assert (
+        "crossloom evaluate vqa &#39;test=dev-*.tar&#39; &#39;tested=[de, en]&#39; --from run-vqa"
+        in page
+    )
+    members = samples("dev-*.tar", world)
+    assert {r["key"].split("#")[0] for r in records} == set(members)
+    # what is said to look is the question of the record
+    cards = re.findall(r'<div class="words" dir="auto">(.*?)</div>', page)
+    words = [re.sub(r"<.*?>|\s", "", html.unescape(card)) for card in cards]
+    asked = {"".join(r["question"].split()) for r in records if r["language"] == "de"}
+    assert any(question in said for said in words for question in asked)
+    assert len(shown(page, members)) > 1
+    assert not shown(page, samples("test-*.tar", world))
+    body = json.loads((runs / "run-vqa" / "results" / "vqa.json").read_text())
+    assert (body["settings"]["test"], body["data"]) == ("dev-*.tar", str(world))
+
+
+def test_pictures_are_those_of_the_data_evaluated(runs, world, tmp_path):
+    """Of shards that have the same names and keys, with other pictures."""
+    own = samples("test-*.tar", world)
+    others = [m["png"] for m in samples("dev-*.tar", world).values()]
+    with ShardWriter(tmp_path / "other", "test") as writer:
+        for members, png in zip(own.values(), others, strict=True):
+            content = json.loads(members["json"])
+            writer.write(content["id"], {**members, "png": png, "json": content})
+    page, _ = report(runs, f"data={tmp_path / 'other'}")
+    assert len(shown(page, samples("test-*.tar", tmp_path / "other"))) > 1
+    assert not shown(page, own)
+    assert '<span class="tag">test of other</span>' in page
+
+
+def test_what_cannot_be_scored_is_not_shown(runs, world, tmp_path):
+    with ShardWriter(tmp_path / "hidden", "test") as writer:
+        for number, members in enumerate(samples("test-*.tar", world).values()):
+            content = json.loads(members["json"])
+            for question in content["questions"]:
+                question["answers"] = {}
+            writer.write(f"{number:06d}", {**members, "json": content})
+    page, records = report(runs, f"data={tmp_path / 'hidden'}")
+    assert {r["score"] for r in records} == {None}
+    assert not shown(page, samples("test-*.tar", world))
+
+
+def test_results_of_before_whose_samples_are_not_found_are_told_all_the_same(runs, world):
+    report(runs, "test=dev-*.tar")
+    file = runs / "run-vqa" / "results" / "vqa.json"
+    body = json.loads(file.read_text())
+    for name in ("settings", "data", "assignments"):
+        del body[name]
+    file.write_text(json.dumps(body))
+    write_report([runs / "run"], runs / "report.html")
+    assert '<span class="tag">dev</span>' in (runs / "report.html").read_text()
