@@ -34,7 +34,7 @@ from crossloom.objectives.objective import Objective
 from crossloom.objectives.span import Span
 from crossloom.objectives.view import View
 from crossloom.training.optim import Optim
-from crossloom.training.recipe import Component, Recipe, RecipeError
+from crossloom.training.recipe import Component, Recipe
 from crossloom.units import Array, BadSample, Passage
 
 #: Score, first character, one past the last.

@@ -252,7 +252,7 @@ def test_a_question_that_the_text_cannot_read_is_one_defect(base, shards, tmp_pa
                 if n in unread:
                     content["spans"][0]["text"]["en"] = ""
                 writer.write(f"{n}", {"json": content})
-    task, _ = make_task("xquad")
+    task, _ = make_task("xquad", ["tested=[en]"])
     recipe = task.recipe(open_run(base), "")
     model = make_model(recipe)
     result = task.evaluate(model, replace(recipe, data=str(tmp_path / "some")))
