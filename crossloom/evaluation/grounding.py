@@ -95,7 +95,7 @@ class Grounding(Task):
 
 def _record(example: Example, stream: str, scores: torch.Tensor) -> dict[str, Any]:
     units, label = example.units[stream], example.labels
-    boxes = units.content["box"][:, :4]
+    boxes = units.content["corners"]
     # a unit for the whole image is no answer
     own = scores[: len(units)].masked_fill(~torch.from_numpy(units.maskable), -torch.inf)
     best = int(own.argmax())

@@ -97,6 +97,6 @@ def _gaze(
     if isinstance(vocab, Text):
         ids = example.units[text].content["token"]
         words = [vocab.vocab.pieces[int(i)] for i in ids]
-    box = example.units[image].content.get("box")
-    boxes = [] if box is None else [[float(x) for x in b[:4]] for b in box]
+    corners = example.units[image].content.get("corners")
+    boxes = [] if corners is None else [[float(x) for x in c] for c in corners]
     return Gaze(words, part.tolist(), boxes)

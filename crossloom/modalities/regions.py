@@ -48,7 +48,8 @@ Part = Literal["norm", "segment", "position", "token"]
 class Regions(Modality):
     """Detector features with boxes.
 
-    Content: ``feature`` (float32 ``[N, F]``), ``box`` (float32 ``[N, box]``, in 0..1).
+    Content: ``feature`` (float32 ``[N, F]``), ``box`` (float32 ``[N, box]``, as the embedder reads
+    it), ``corners`` (float32 ``[N, 4]``, x1, y1, x2, y2 in 0..1: where it is, for whoever asks).
     Targets: ``feature`` (vector), ``class`` (index: the label where there are labels, else the most
     probable class but background, as UNITER's MRC does; trusted as far as the detector is sure, or
     it is probable), ``classes`` (distribution), ``attribute`` (index, trusted), ``token`` (index: a
@@ -186,7 +187,11 @@ class Regions(Modality):
             first: dict[str, Any] = {k: v.mean(0) for k, v in targets.items() if v.ndim == 2}
             first |= {k: 0 for k, v in targets.items() if v.ndim == 1 and v.dtype.kind == "f"}
             targets = {k: _prepend(first.get(k, -1), v) for k, v in targets.items()}
-        content = {"feature": feature, "box": encoded(corners, self.box)}
+        content = {
+            "feature": feature,
+            "box": encoded(corners, self.box),
+            "corners": corners.astype(np.float32),
+        }
         if self.chances:
             content["classes"] = targets["classes"].copy()
         if self.end:
@@ -299,6 +304,7 @@ class Regions(Modality):
         content = {
             "feature": np.zeros((1, self.features), np.float32),
             "box": encoded(np.zeros((1, 4), np.float32), self.box),
+            "corners": np.zeros((1, 4), np.float32),
         }
         if self.chances:
             content["classes"] = targets["classes"].copy()

@@ -36,7 +36,7 @@ class Ground(Objective):
     overlaps most among the example's (UNITER, appendix A.1); examples without a unit over the
     threshold have no slot.
 
-    Units have boxes when their content has ``box``, whose first four numbers are corners in 0..1.
+    Units have boxes when their content has ``corners``: x1, y1, x2, y2 in 0..1.
     """
 
     kind: ClassVar[str] = "ground"
@@ -58,7 +58,7 @@ class Ground(Objective):
         if not shown.matched:  # the box is of another picture
             return Aim(np.zeros(0, np.int64), np.zeros((0, self.most), np.float32))
         units = shown.units[self.stream]
-        found = overlaps(units.content["box"][:, :4], np.asarray(shown.label(self.label)))
+        found = overlaps(units.content["corners"], np.asarray(shown.label(self.label)))
         value = np.full(self.most, -1, np.float32)
         # a unit for the whole image is no answer
         value[: len(found)] = np.where(units.maskable, found, -1)
@@ -81,7 +81,7 @@ class Ground(Objective):
         super().check(modalities)
         if self.stream not in self.view.streams:
             raise ValueError(f"view {self.view.name!r} does not show {self.stream!r}")
-        if "box" not in modalities[self.stream].blank().content:
+        if "corners" not in modalities[self.stream].blank().content:
             raise ValueError(
                 f"stream {self.stream!r} is of kind {modalities[self.stream].kind!r}, whose units "
                 "have no boxes; grounding needs regions"

@@ -238,6 +238,17 @@ def test_regions_that_cannot_be_used(arrays, kind):
     assert found.value.kind == kind
 
 
+@pytest.mark.parametrize("box", [0, 4, 7, "waves"])
+def test_where_a_region_is_does_not_depend_on_how_its_box_is_embedded(box):
+    extra = {"join": "concat"} if box == "waves" else {}
+    content = (
+        replace(REGIONS, box=box, overall=True, norm="norm_of_sum", **extra)
+        .decode({"regions.npz": npz(**region_arrays(2))}, RNG)
+        .content
+    )
+    assert np.allclose(content["corners"], [[0, 0, 1, 1], [0, 0, 0.08, 0.16], [0.1, 0, 0.18, 0.16]])
+
+
 def test_what_extractors_note_as_objects_is_never_loaded_and_does_no_harm():
     plain = region_arrays()
     noted = npz(**plain, info=np.array({"objects_id": [1, 2]}, dtype=object))

@@ -54,7 +54,7 @@ def test_overlaps_count_cells(one, other):
 def seen(boxes, box, overall=False):
     maskable = np.ones(len(boxes), bool)
     maskable[0] = not overall
-    units = make_units({"box": np.array(boxes, np.float32)}, maskable=maskable)
+    units = make_units({"corners": np.array(boxes, np.float32)}, maskable=maskable)
     return Shown(
         key="k",
         units={"image": units},
