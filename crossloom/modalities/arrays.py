@@ -68,11 +68,11 @@ def read_npz(sample: Sample, field: str) -> dict[str, Array]:
         raise BadSample("missing member", f"no {field}; the sample has {found}")
     try:
         with zipfile.ZipFile(io.BytesIO(sample[field])) as archive:
-            found = {
+            read = {
                 info.filename.removesuffix(".npy"): _array(_stored(sample[field], info, archive))
                 for info in archive.infolist()
             }
-            return {name: array for name, array in found.items() if array is not None}
+            return {name: array for name, array in read.items() if array is not None}
     except Exception as error:
         # damaged bytes make the zip and header parsers raise almost anything (zlib.error,
         # NotImplementedError, RuntimeError, tokenize.TokenError, …), and none may end a run
