@@ -81,9 +81,7 @@ class ZeroShot(Task):
         defects: list[Defect] = []
         source = self.source(recipe, self.component(recipe), self.test)
         examples = read_examples(recipe, source, (image,), watch=watch, defects=defects)
-        if not examples:
-            raise RecipeError(f"{self.test}: no picture can be used; {defects[0].message}")
-        scale = model.heads[heads[0]].scale.detach().float().cpu().exp()  # type: ignore[operator]
+        scale = model.heads[heads[0]].factor().detach().float().cpu()  # type: ignore[operator]
         chance = (scale * features(model, recipe, heads[0], image, examples) @ weights.T).softmax(1)
         best = chance.topk(min(5, len(names)), dim=1)
         records: list[dict[str, Any]] = []
