@@ -86,24 +86,28 @@ class OnDevice(torch.Tensor):
 
 
 @pytest.mark.parametrize(
-    ("queries", "keys", "causal", "change", "taken"),
+    ("queries", "keys", "causal", "change", "width", "taken"),
     [
-        (BOTH, BOTH, (), {}, True),
-        (("text",), ("text",), ("text",), {}, True),
+        (BOTH, BOTH, (), {}, 8, True),
+        (("text",), ("text",), ("text",), {}, 256, True),
         # a text that reads an image and its own past; both in one block
-        (("text",), BOTH, ("text",), {}, False),
-        (BOTH, BOTH, ("text",), {}, False),
-        (("text",), ("text",), (), {"across": True}, False),
+        (("text",), BOTH, ("text",), {}, 8, False),
+        (BOTH, BOTH, ("text",), {}, 8, False),
+        (("text",), ("text",), (), {"across": True}, 8, False),
+        # heads that its kernels do not take
+        (BOTH, BOTH, (), {}, 12, False),
+        (BOTH, BOTH, (), {}, 264, False),
     ],
 )
 def test_it_serves_where_a_mask_would_say_nothing_more(
-    queries, keys, causal, change, taken, monkeypatch
+    queries, keys, causal, change, width, taken, monkeypatch
 ):
     seen = []
     monkeypatch.setattr(module, "varlen", lambda q, *_, causal: seen.append(causal) or q)
     layout, *given = case(queries, keys)
     layout.view = replace(layout.view, **change)
-    half = [x.detach().bfloat16().as_subclass(OnDevice) for x in given]
+    wide = [torch.zeros(*x.shape[:2], width) for x in given]
+    half = [x.bfloat16().as_subclass(OnDevice) for x in wide]
     with pytest.MonkeyPatch.context() as patch:
         masked = []
         patch.setattr(
