@@ -290,14 +290,19 @@ def out_json(out):
     return open_shards("test-*.tar", out)[0].read(0)["json"]
 
 
-@pytest.mark.parametrize("task", ["vqa", "grounding", "retrieval"])
-def test_where_no_example_can_be_used_the_first_is_told(base, world, tmp_path, task):
-    source = open_shards("test-*.tar", world)[0]
-    with ShardWriter(tmp_path, "test") as writer:
+def write_without(member, shards, out, prefix):
+    """Three test samples again, which lack a member."""
+    source = open_shards("test-*.tar", shards)[0]
+    with ShardWriter(out, prefix) as writer:
         for number in range(3):
             members = source.read(number)
-            del members["regions.npz"]
+            del members[member]
             writer.write(f"{number}", members)
+
+
+@pytest.mark.parametrize("task", ["vqa", "grounding", "retrieval"])
+def test_where_no_example_can_be_used_the_first_is_told(base, world, tmp_path, task):
+    write_without("regions.npz", world, tmp_path, "test")
     made, _ = make_task(task, [ENGLISH])
     recipe = made.recipe(open_run(base), "")
     model = make_model(recipe)
@@ -485,12 +490,7 @@ def test_zero_shot_says_what_it_lacks(base, labelled, tmp_path):
 
 def test_pictures_whose_classes_are_kept_back_are_answered_not_scored(base, labelled, tmp_path):
     data, _ = labelled
-    source = open_shards("test-*.tar", data)[0]
-    with ShardWriter(data, "hidden") as writer:
-        for number in range(3):
-            members = source.read(number)
-            del members["cls"]
-            writer.write(f"{number}", members)
+    write_without("cls", data, data, "hidden")
     run = tmp_path / "run"
     shutil.copytree(base, run)
     settings = [f"data={data}", "test=hidden-*.tar"]
