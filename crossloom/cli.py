@@ -300,6 +300,8 @@ def evaluate(
     console.print(f"weights selected by: {result.selected_by}")
     for file in result.files:
         console.print(f"wrote {run / 'results' / file}")
+    if result.earlier:
+        console.print(f"the result that was there was scored otherwise: it is in {result.earlier}")
     if result.defects:
         console.print(f"{len(result.defects)} bad samples, listed in {run}/results/{task}.json")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +108,9 @@ def evaluate(
 ) -> Result:
     """Evaluate a run on a task; writes ``results/TASK.json`` and ``TASK.records.jsonl`` below it.
 
-    Predictions in the benchmark's own form lie beside them (``TASK.submission.json``, …).
+    Predictions in the benchmark's own form lie beside them (``TASK.submission.json``, …). What lies
+    there already makes way for the same figures measured again; if it was scored otherwise (another
+    split, other settings or data), it is moved to ``results/earlier/N``.
 
     Raises:
         RecipeError: the run lacks what the task needs.
@@ -130,8 +133,35 @@ def evaluate(
         folder = run / "results"
         folder.mkdir(exist_ok=True)
         asked = {"settings": _settings(task), "assignments": list(assignments)}
-        _write(folder, name, result, {"data": recipe.data, **asked})
+        scored = {"split": result.split, "data": recipe.data, **asked}
+        if _otherwise(folder, name, scored, rest):
+            result = replace(result, earlier=_set_aside(folder, name))
+        _write(folder, name, result, scored)
     return result
+
+
+def _otherwise(
+    folder: Path, name: str, scored: Mapping[str, Any], overrides: Sequence[str]
+) -> bool:
+    """Whether a result lies there that tells something else than the one to come."""
+    if not (folder / f"{name}.json").is_file():
+        return False
+    before = json.loads((folder / f"{name}.json").read_text())
+    alike = all(before.get(key) == scored[key] for key in ("split", "data", "settings"))
+    return not alike or make_task(name, before["assignments"])[1] != list(overrides)
+
+
+def _set_aside(folder: Path, name: str) -> Path:
+    """Move a result with its files; where it went."""
+    files = json.loads((folder / f"{name}.json").read_text())["files"]
+    number = next(n for n in itertools.count(1) if not (folder / "earlier" / str(n)).exists())
+    aside = folder / "earlier" / str(number)
+    aside.mkdir(parents=True)
+    # the figures last: while they are here, they have not been moved
+    for file in (*files, f"{name}.records.jsonl", f"{name}.json"):
+        if (folder / file).is_file():
+            (folder / file).rename(aside / file)
+    return aside
 
 
 def _selected_by(run: Path, recipe: Recipe) -> str:
@@ -145,10 +175,9 @@ def _selected_by(run: Path, recipe: Recipe) -> str:
     return f"{what} on {component.held} ({languages}): {best.value:.4f} after {best.step} steps"
 
 
-def _write(folder: Path, name: str, result: Result, asked: Mapping[str, Any]) -> None:
+def _write(folder: Path, name: str, result: Result, scored: Mapping[str, Any]) -> None:
     body: dict[str, Any] = {
-        "split": result.split,
-        **asked,
+        **scored,
         "selected_by": result.selected_by,
         "metrics": result.metrics,
         "files": list(result.files),

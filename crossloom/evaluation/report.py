@@ -197,7 +197,7 @@ def write_report(runs: Sequence[Path], page: Path) -> None:
         answers=_answers(best.get("vqa")),
         searches=_searches(best.get("retrieval")),
         inferences=_inferences(best.get("xnli")),
-        tuned=", ".join(best["xnli"].settings["languages"]) if "xnli" in best else "",
+        tuned=", ".join(_taught(best.get("xnli"))),
         commands=_commands(recipe, tuned),
         recipes=[(run.name, to_yaml(recipe))]
         + [(t.folder.name, to_yaml(open_run(t.folder))) for t in tuned if t.trained],
@@ -428,8 +428,13 @@ def _searches(tuned: Tuned | None) -> list[dict[str, Any]]:
 def _inferences(tuned: Tuned | None) -> list[dict[str, Any]]:
     if tuned is None:
         return []
-    others = [r for r in tuned.records if r["language"] not in tuned.settings["languages"]]
-    return _pick(others, 8, 4)
+    taught = _taught(tuned)
+    return _pick([r for r in tuned.records if r["language"] not in taught], 8, 4)
+
+
+def _taught(tuned: Tuned | None) -> Sequence[str]:
+    """Languages fine-tuned on, where they are some; empty for all and for none."""
+    return tuned.settings.get("languages", ()) if tuned else ()
 
 
 def _commands(recipe: Recipe, tuned: Sequence[Tuned]) -> list[str]:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from crossloom.data_pipelines.reader import Reader, json_of
@@ -43,6 +44,8 @@ class Result:
     """The split scored, as the shards' names tell it: ``test``, or ``testA, testB``."""
     selected_by: str = ""
     """How the weights scored were chosen among those of fine-tuning."""
+    earlier: Path | None = None
+    """Where a result went that lay in this one's place and was scored otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)

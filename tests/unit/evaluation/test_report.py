@@ -10,7 +10,7 @@ import pytest
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.show import picture
 from crossloom.data_pipelines.write import ShardWriter
-from crossloom.evaluation.finetune import evaluate, finetune
+from crossloom.evaluation.finetune import evaluate, finetune, make_task
 from crossloom.evaluation.report import write_report
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
@@ -98,3 +98,24 @@ def test_results_of_before_whose_samples_are_not_found_are_told_all_the_same(run
     file.write_text(json.dumps(body))
     write_report([runs / "run"], runs / "report.html")
     assert '<span class="tag">dev</span>' in (runs / "report.html").read_text()
+
+
+def test_inferences_that_pre_training_learned_are_shown(runs, world):
+    recipe = make_task("xnli")[0].recipe(tiny_recipe(world), "")
+    run = runs / "inferring"
+    train(replace(recipe, steps=1, held_every=0, select=""), run, start("cpu"))
+    evaluate("xnli", run, start("cpu"), ["tested=[de]"])
+    write_report([run], runs / "inferring.html")
+    assert "<h2>Infer" in (runs / "inferring.html").read_text()
+
+
+def test_a_result_scored_otherwise_is_kept(runs, world):
+    run, (german, english) = runs / "run-vqa", (["tested=[de]"], ["tested=[en]"])
+    first = evaluate("vqa", run, start("cpu"), german)
+    kept = {p.name: p.read_bytes() for p in (run / "results").iterdir() if p.is_file()}
+    assert evaluate("vqa", run, start("cpu"), german).earlier is None
+    second = evaluate("vqa", run, start("cpu"), english)
+    assert first.records != second.records
+    assert {p.name: p.read_bytes() for p in second.earlier.iterdir()} == kept
+    third = evaluate("vqa", run, start("cpu"), [*english, "modalities.image.limit=2"])
+    assert third.earlier.name != second.earlier.name
