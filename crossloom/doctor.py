@@ -184,7 +184,7 @@ def others(device: str = "") -> Iterator[Finding]:
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
         environment = start(device, _PATIENCE)
-        environment.barrier()
+        speed = _speed(environment)
     except (RuntimeError, ValueError) as error:
         mend = (
             f"look whether every machine reaches {address} (firewall, MASTER_ADDR), and set "
@@ -194,7 +194,7 @@ def others(device: str = "") -> Iterator[Finding]:
         return
     world, names = environment.world, environment.gather(platform.node())
     met = f"{world} on {len(set(names))} hosts meet by {dist.get_backend()}"
-    yield Finding("processes", f"{met}; {_speed(environment)}")
+    yield Finding("processes", f"{met}; {speed}")
     yield agreement(environment.gather([str(f) for f in software() if f.what in PACKAGES]), names)
     yield clocks(_offsets(environment), names)
 

@@ -102,15 +102,18 @@ class Retrieval(Task):
         """Contrast and matching, or ranking; heads of pre-training are taken over by name."""
         streams = self.streams(recipe)
         found = {
-            o.kind: (name, replace(o, shares=""))  # whose part it shared is left behind
+            # nothing is hidden here; whose part it shared is left behind
+            o.kind: (name, replace(o, view=o.view.clean, shares=""))
             for name, o in recipe.objectives.items()
-            if set(o.view.streams) == set(streams) and not o.view.hide
+            if set(o.view.streams) == set(streams)
         }
         fresh = itc((streams[0], streams[1]), dim=self.dim, pool="mean")
         contrast = found.get("contrast", ("itc", fresh))
         name, match = found.get("match", ("itm", itm(streams, mismatch=streams[1])))
-        if not set(match.beside) <= {contrast[0]}:  # what it was mined with is not here
-            match = itm(streams, mismatch=streams[1])
+        mined = bool(match.beside) and set(match.beside) <= {contrast[0]}
+        if not (mined or match.view.mismatched):  # who mined or read its mismatches is not here
+            view = itm(streams, mismatch=streams[1]).view
+            match = replace(match, view=view, mined="", passages=False)
         if self.by == "contrast":
             # two towers do not read each other: there is nothing to match
             towers = "contrast" in found and "match" not in found

@@ -29,10 +29,10 @@ class Environment:
         return self.rank == 0
 
     def total(self, values: list[float]) -> list[float]:
-        """Host numbers summed over processes."""
+        """Host numbers summed over processes, by the host: no device is waited for."""
         if self.world == 1:
             return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor)
         return [float(x) for x in tensor.tolist()]
 
@@ -75,7 +75,9 @@ def start(device: str = "", patience: timedelta | None = None) -> Environment:
     if kind == "cuda":
         torch.cuda.set_device(place)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=patience)
+        # gloo beside NCCL: what hosts tell each other need not wait for a device
+        backends = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+        dist.init_process_group(backends, timeout=patience)
     rank = dist.get_rank() if dist.is_initialized() else 0
     return Environment(place, rank, world)
 

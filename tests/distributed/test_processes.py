@@ -40,6 +40,18 @@ def test_two_processes_give_the_losses_of_one(world, tmp_path, fused):
             assert second[name] == pytest.approx(first[name], abs=1e-4), (first["step"], name)
 
 
+def sum_beside_a_device(out: str) -> None:
+    # a device that no number can come back from
+    environment = replace(start("cpu"), device=torch.device("meta"))
+    total = environment.total([1.0, 10.0 * environment.rank])
+    Path(out, str(environment.rank)).write_text(str(total))
+
+
+def test_host_numbers_are_summed_without_the_device(tmp_path):
+    run_ranks(2, sum_beside_a_device, str(tmp_path))
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["[2.0, 10.0]"] * 2
+
+
 def run_queued(world: str, out: str) -> None:
     base = tiny_recipe(Path(world), plan=dual_encoder(*STREAMS, layers=1, width=32, heads=2))
     captions = replace(base.mixture["captions"], objectives=("mlm", "itc"))

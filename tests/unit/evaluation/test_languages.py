@@ -51,13 +51,14 @@ def test_retrieval_by_language(base):
     assert tuple(metrics["languages"]) == TESTED
     firsts = {x: metrics["languages"][x]["text_to_image"]["r1"] for x in TESTED}
     assert metrics["by_language"] == firsts
+    ways = ("image_to_text", "text_to_image")
+    lists = {x: [ranking(base, f"retrieval.{x}.{way}.trec") for way in ways] for x in TESTED}
     for language in TESTED:
         # candidates are of the language alone
-        back = ranking(base, f"retrieval.{language}.image_to_text.trec")
+        back, there = lists[language]
         assert len(back) == 20
         assert all(len(x) == 40 for x in back.values())
         rows = [r for r in several.records if r["language"] == language]
-        there = ranking(base, f"retrieval.{language}.text_to_image.trec")
         ranks = np.array([there[r["key"]].index(r["image"]) + 1 for r in rows])
         found = metrics["languages"][language]
         assert found["text_to_image"]["r5"] == pytest.approx(np.mean(ranks <= 5))
@@ -69,7 +70,7 @@ def test_retrieval_by_language(base):
         assert not {"languages", "by_language"} & set(alone.metrics)
         assert alone.metrics["text_to_image"] == pytest.approx(found["text_to_image"])
         assert alone.metrics["image_to_text"] == pytest.approx(found["image_to_text"])
-    for way in ("text_to_image", "image_to_text"):
+    for way in ways:
         each = [metrics["languages"][x][way]["r1"] for x in TESTED]
         assert metrics[way]["r1"] == pytest.approx(sum(each) / 3)
         assert metrics["non_english"][way]["r1"] == pytest.approx(sum(each[1:]) / 2)

@@ -354,6 +354,24 @@ def test_retrieval_goes_on_with_the_heads_there_are(base):
     assert make_task("retrieval")[0].objectives(towers) == dict(towers.objectives)
 
 
+@pytest.mark.parametrize("by", ["contrast", "choice"])
+def test_retrieval_goes_on_with_a_head_that_saw_masked_pairs(base, by):
+    given = open_run(base)
+    task = make_task("retrieval", [f"by={by}"])[0]
+    masked = replace(given.objectives["mlm"].view, name="joint", mismatch="text")
+    joint = replace(given.objectives["itm"], view=masked, pooled=("text", "image"), combine="sum")
+    # mismatched by the reader: no pairs of pictures and texts
+    read = replace(joint, view=replace(masked, mismatch=""), passages=True)
+    for head, mismatch in ((joint, "text"), (read, "image")):
+        parts = {"captions": replace(given.mixture["captions"], objectives=("joint",))}
+        recipe = replace(given, objectives={"joint": head}, mixture=parts)
+        found = task.objectives(recipe)["joint"]
+        assert (found.view.hide, found.combine) == ({}, "sum")
+        if by == "contrast":
+            assert found.view.mismatch == mismatch
+            assert not found.passages
+
+
 # --- retrieval ----------------------------------------------------------------------------------
 
 
