@@ -62,6 +62,7 @@ class Meters:
                 mine[meter] = mine[meter] + value if meter in mine else value
         for name, count in counts.items():
             self.counts[name] += count
+        self.counts["step"] += "step" in sums  # a step that was left out has no norm
         for name, number in numbers.items():
             self.numbers[name] += number
         for one in fill:
@@ -112,7 +113,7 @@ class Meters:
         rooms = {n.removeprefix("room/"): x for n, x in found.items() if n.startswith("room/")}
         out |= {f"fill/{s}": found[f"units/{s}"] / room for s, room in rooms.items() if room}
         if "step" in self.sums:
-            out["gradient_norm"] = float(self.sums["step"]["norm"]) / max(steps, 1.0)
+            out["gradient_norm"] = float(self.sums["step"]["norm"]) / self.counts["step"]
         self.reset()
         return out
 

@@ -70,6 +70,10 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_written_down(world, tm
     assert [x["skipped_total"] for x in lines] == [0, 1, 1]
     assert not any(k.endswith("/loss") for k in lines[1])  # it is in no mean
     assert any(k.endswith("/loss") for k in lines[2])
+    train(replace(recipe, log_every=3), tmp_path / "told once", start("cpu"))
+    (whole,) = read_journal(tmp_path / "told once" / "metrics.jsonl")
+    norms = lines[0]["gradient_norm"], lines[2]["gradient_norm"]
+    assert whole["gradient_norm"] == pytest.approx(sum(norms) / 2)
 
 
 def test_a_run_ends_after_as_many_skipped_steps_as_the_recipe_says(world, tmp_path, spoilt):
