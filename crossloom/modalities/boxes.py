@@ -8,8 +8,8 @@ from torch import Tensor
 
 from crossloom.units import Array, BadSample
 
-#: Wavelengths of each of the four numbers of a box in VL-BERT, and their base.
-WAVES, WAVE_BASE = 256, 1000
+#: Between the shortest and the longest wavelength of a box in VL-BERT.
+WAVE_BASE = 1000
 
 
 def shares(box: Array, size: Array, field: str) -> Array:
@@ -67,11 +67,11 @@ def overlap_groups(corners: Array, threshold: float) -> Array:
     return group
 
 
-def waves(box: Tensor) -> Tensor:
-    """Sines, then cosines, of each number at 256 wavelengths: ``[N, 4]`` to ``[N, 4 · 512]``.
+def waves(box: Tensor, count: int = 256) -> Tensor:
+    """Sines, then cosines, of each number at so many wavelengths: ``[N, 4]`` to ``[N, 8 · count]``.
 
     VL-BERT, section 3.2, after Relation Networks: number / 1000^(i/256) for i in 0..255.
     """
-    scale = WAVE_BASE ** (torch.arange(WAVES, device=box.device, dtype=box.dtype) / WAVES)
+    scale = WAVE_BASE ** (torch.arange(count, device=box.device, dtype=box.dtype) / count)
     phase = box[:, :, None] / scale
     return torch.cat([phase.sin(), phase.cos()], dim=2).flatten(1)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossloom.batch import Stream
-from crossloom.modalities.boxes import WAVES, encoded, waves
+from crossloom.modalities.boxes import encoded, waves
 from crossloom.modalities.modality import Embedder
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class RegionEmbedder(Embedder):
         super().__init__()
         self.spec = spec
         self.looks_at = (spec.lent["position"],) if "position" in spec.lent else ()
-        numbers = {0: 0, "waves": 8 * WAVES}.get(spec.box, spec.box)
+        numbers = {0: 0, "waves": 8 * spec.waves}.get(spec.box, spec.box)
         assert isinstance(numbers, int)
         activation = _ACTIVATIONS[spec.activation]
         beside = numbers if spec.join == "concat" else 0
@@ -146,7 +146,7 @@ class RegionEmbedder(Embedder):
             feature, box = F.normalize(feature, dim=1), F.normalize(box, dim=1)
         feature = self.first(feature)
         if self.spec.box == "waves":
-            box = waves(box)
+            box = waves(box, self.spec.waves)
         if self.spec.join == "concat":
             feature = torch.cat([box, feature], dim=1)
         feature = self.activation(self.feature(feature))

@@ -73,8 +73,11 @@ class Regions(Modality):
     box: Literal[0, 4, 5, 6, 7, "waves"] = 7
     """Numbers that encode a box, all in shares of width and height: 4 corners (LXMERT); 5 with the
     share of area (ViLBERT); 6 with width and height (Oscar); 7 with their product too (UNITER);
-    sines and cosines of centre, width and height in per cent, 512 each (``waves``, VL-BERT, section
-    3.2); 0 for no box (VisualBERT)."""
+    sines and cosines of centre, width and height in per cent (``waves``, VL-BERT, section 3.2); 0
+    for no box (VisualBERT)."""
+    waves: int = 256
+    """Wavelengths of each of these sines and cosines: a box is eight times as many numbers. With
+    far more of them than features, boxes drown what is in them."""
     limit: int = 36
     """Most regions used, the first ones."""
     overlap: float = 0.5
@@ -139,6 +142,8 @@ class Regions(Modality):
             raise ValueError(f"segment {self.segment} is no row of a table of {self.segments}")
         if self.features < 1 or self.limit < 1:
             raise ValueError(f"features {self.features} and limit {self.limit} must be at least 1")
+        if self.waves < 1:
+            raise ValueError(f"waves {self.waves} must be at least 1")
         if self.names and not self.classes:
             raise ValueError("names needs classes, which it names")
         if self.classes < 0 or self.classes == 1:

@@ -111,7 +111,7 @@ def small(modality: Modality) -> Modality:
     if isinstance(modality, Regions):
         classes = (37 if modality.background else 36) if modality.classes else 0
         return replace(
-            modality, features=64, classes=classes, attributes=0, limit=8, dropout=0.0,
+            modality, features=64, waves=8, classes=classes, attributes=0, limit=8, dropout=0.0,
             hidden=64 if modality.hidden else 0,
             names=replace(
                 modality.names, names="classes.tsv", vocabulary="tokenizer.model", layout="own",

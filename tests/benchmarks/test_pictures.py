@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from crossloom.data_pipelines.shards import open_shards
+from crossloom.data_pipelines.write import ShardWriter
 from crossloom.training.recipe import load_recipe
 
 HERE = Path(__file__).parents[2] / "benchmarks"
@@ -47,6 +49,19 @@ def test_systems_are_made_for_the_sets(tmp_path):
             assert part.shards == tuple(f"{s}{seen.suffix}/train-*.tar" for s in pictures.SETS)
         image = recipe.modalities["image"]
         assert getattr(image, "features", 0) == seen.features
+
+
+def test_what_is_held_back_of_several_sets_is_searched_as_one(tmp_path):
+    import pictures
+
+    for part in ("coco/dev", "stories/test", "stories/train"):
+        with ShardWriter(tmp_path / part.partition("/")[0], part.partition("/")[2]) as writer:
+            writer.write("0", {"json": b"{}"})
+    patterns = ("coco/dev-*.tar", "stories/test-*.tar")
+    for _ in range(2):
+        found = open_shards(pictures.as_one(tmp_path, patterns, tmp_path / "held"))
+        assert [s.name for s in found] == ["held-000000", "held-000001"]
+        assert sum(s.samples for s in found) == 2
 
 
 def test_english_alone_never_sees_another_language(tmp_path):

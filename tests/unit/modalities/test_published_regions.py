@@ -16,6 +16,7 @@ from crossloom.modalities.text import Text
 from crossloom.models.model import CrossloomModel
 from crossloom.models.presets import single_stream
 from crossloom.testing import check_modality
+from crossloom.training.recipe import load_recipe
 from crossloom.units import BadSample, Passage, keyed_rng
 
 RNG = keyed_rng("test")
@@ -335,6 +336,17 @@ def test_waves_by_hand():
     assert out[0, 512 + 255] == pytest.approx(math.sin(50 / 1000 ** (255 / 256)), abs=1e-6)
     assert out[0, 1536:1792].abs().max() == 0
     assert out[0, 1792:].min() == 1
+    few = waves(torch.tensor([[100.0, 50, 1, 0]]), 2)
+    assert few.shape == (1, 16)
+    assert few[0, 1] == pytest.approx(math.sin(100 / 1000**0.5), abs=1e-6)
+
+
+def test_a_box_has_as_many_waves_as_the_recipe_says():
+    recipe = load_recipe("vl-bert-tiny")
+    assert recipe.modalities["image"].waves == 8
+    layer = recipe.modalities["image"].embedder(16).feature
+    assert layer.in_features == 64 + 8 * 8
+    assert load_recipe("vl-bert").modalities["image"].embedder(16).feature.in_features == 4096
 
 
 def test_attributes_and_confidences_are_beside_the_classes():
