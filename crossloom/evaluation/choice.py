@@ -26,6 +26,7 @@ from crossloom.evaluation.task import (
     pooled_streams,
     split_of,
     trained,
+    usual_pool,
 )
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.classify import Classify
@@ -102,7 +103,7 @@ class Choice(Task):
                 classes=self.classes(recipe),
                 form=self.form,
                 pooled=self.pooled or pooled_streams(recipe, view.streams, self.text),
-                pool=self.pool,
+                pool=self.pool or usual_pool(recipe, self.text),
             )
         }
 

@@ -26,6 +26,7 @@ from crossloom.evaluation.task import (
 )
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.contrast import ContrastHead
+from crossloom.objectives.match import Match
 from crossloom.objectives.objective import Objective
 from crossloom.objectives.presets import itc, itm
 from crossloom.objectives.rank import Rank
@@ -110,8 +111,8 @@ class Retrieval(Task):
         fresh = itc((streams[0], streams[1]), dim=self.dim, pool="mean")
         contrast = found.get("contrast", ("itc", fresh))
         name, match = found.get("match", ("itm", itm(streams, mismatch=streams[1])))
-        mined = bool(match.beside) and set(match.beside) <= {contrast[0]}
-        if not (mined or match.view.mismatched):  # who mined or read its mismatches is not here
+        if isinstance(match, Match) and match.mined != contrast[0] and not match.view.mismatched:
+            # who mined or read its mismatches is not here
             view = itm(streams, mismatch=streams[1]).view
             match = replace(match, view=view, mined="", passages=False)
         if self.by == "contrast":

@@ -14,6 +14,7 @@ from crossloom.data_pipelines.shards import Shard, open_shards
 from crossloom.data_pipelines.source import Defect, Source
 from crossloom.modalities.text import Text
 from crossloom.models.model import CrossloomModel
+from crossloom.models.plan import Attend
 from crossloom.objectives.objective import Objective
 from crossloom.objectives.pool import Pool
 from crossloom.training.optim import Optim
@@ -74,8 +75,9 @@ class Task(ABC):
     """Steps between such measurements."""
     text: str = "text"
     """The text stream."""
-    pool: Pool = "first"
-    """What of the text a classifier reads: its first unit, or the mean."""
+    pool: Pool | None = None
+    """What of a stream a classifier reads. None: its first unit; the mean where the text is read
+    from left to right, so that its first unit knows of no other."""
     budget: Budget = field(default_factory=Budget)
 
     @abstractmethod
@@ -234,13 +236,19 @@ def pooled_streams(recipe: Recipe, streams: tuple[str, ...], text: str) -> tuple
     """What a new head reads of these streams: as the recipe's matching head does, else the text.
 
     Models of two streams are read through the product of both summaries (ViLBERT), those of one
-    through the text's.
+    through the text's; two towers, whose texts know of no picture, through both.
     """
     for objective in recipe.objectives.values():
         pooled = getattr(objective, "pooled", ())
         if objective.kind == "match" and pooled and set(pooled) <= set(streams):
             return tuple(pooled)
-    return (text,)
+    return (text,) if recipe.plan.known(text) >= set(streams) else streams
+
+
+def usual_pool(recipe: Recipe, text: str) -> Pool:
+    """What of a stream a classifier reads if nobody says otherwise: see ``Task.pool``."""
+    causal = (b.causal for b in recipe.plan.blocks.values() if isinstance(b, Attend))
+    return "mean" if any(text in streams for streams in causal) else "first"
 
 
 def other_stream(recipe: Recipe, text: str) -> str:

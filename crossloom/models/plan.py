@@ -191,6 +191,17 @@ class Plan:
             out |= dict.fromkeys(block.changes, number)
         return out
 
+    def known(self, stream: str) -> frozenset[str]:
+        """Streams that the last states of a stream tell of, itself among them."""
+        told = {s: frozenset((s,)) for s in self.widths}
+        for block in self.blocks.values():
+            if isinstance(block, Attend):
+                told |= {
+                    reader: told[reader].union(*(told[s] for s in read))
+                    for reader, read in block.reads.items()
+                }
+        return told[stream]
+
     def restricted(self, streams: tuple[str, ...]) -> Plan:
         """The same plan over some of its streams.
 

@@ -246,6 +246,21 @@ def test_any_plan(drawn):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
+@given(plans())
+def test_a_stream_knows_those_that_its_last_states_hang_on(drawn):
+    plan, _, _ = drawn
+    torch.manual_seed(0)
+    fusion = Fusion(plan).double().eval()
+    x = {s: torch.randn(4, 8, dtype=torch.double, requires_grad=True) for s in plan.streams}
+    out = fusion(x, view({s: [2, 2] for s in plan.streams}))
+    for name in plan.streams:
+        weighed = (out[name] * torch.randn_like(out[name])).sum()
+        found = torch.autograd.grad(weighed, list(x.values()), allow_unused=True, retain_graph=True)
+        felt = {s for s, g in zip(x, found, strict=True) if g is not None and g.abs().max() > 1e-12}
+        assert plan.known(name) == felt
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(plans(), st.sets(st.sampled_from("abc"), min_size=1))
 def test_a_restricted_plan_finds_its_weights_by_name(drawn, kept):
     plan, _, _ = drawn

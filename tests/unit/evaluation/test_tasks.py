@@ -15,8 +15,9 @@ from crossloom.evaluation.finetune import evaluate, finetune, make_task
 from crossloom.evaluation.task import split_of
 from crossloom.evaluation.two_pictures import beside, sentence_of
 from crossloom.modalities.patches import Patches
-from crossloom.models.presets import co_attention, single_stream
+from crossloom.models.presets import co_attention, dual_encoder, single_stream
 from crossloom.objectives.presets import itm
+from crossloom.recipes.world import small_towers
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
@@ -185,6 +186,26 @@ def test_two_pictures_are_tested_in_each_language(base, pictures, tmp_path):
     # two sentences, each in two languages
     known = [{**r, "score": r["language"] == "en"} for r in result.records]
     assert task.metrics(known) == {"consistency": 0.5}
+
+
+def test_two_towers_are_asked_through_both(base):
+    recipe = open_run(base)
+    towers = replace(
+        recipe,
+        plan=dual_encoder("text", "image", layers=1, width=32, heads=2),
+        objectives={"itc": recipe.objectives["itc"]},
+        mixture={"captions": replace(recipe.mixture["captions"], objectives=("itc",))},
+    )
+    for task in ("vqa", "snli-ve"):
+        made = make_task(task)[0].recipe(towers, "")
+        assert made.objectives[task].pooled == ("text", "image")
+        joint = make_task(task)[0].recipe(replace(towers, plan=recipe.plan), "")
+        assert joint.objectives[task].pooled == ("text",)
+        assert made.objectives[task].pool == joint.objectives[task].pool == "first"
+        read = replace(towers, plan=small_towers(causal=("text",)))
+        assert make_task(task)[0].recipe(read, "").objectives[task].pool == "mean"
+        last = make_task(task, ["pool=last"])[0]
+        assert last.recipe(read, "").objectives[task].pool == "last"
 
 
 def test_a_pair_needs_no_single_stream_and_a_triplet_does(base, pictures):

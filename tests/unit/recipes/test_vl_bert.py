@@ -53,10 +53,10 @@ def test_what_is_seen_and_hidden():
 
 
 def sines(box):
-    """Section 3.2: each of four numbers in per cent, 256 wavelengths, sines before cosines."""
+    """Section 3.2, but 8 wavelengths of each number in per cent, not 256; sines before cosines."""
     x1, y1, x2, y2 = box
     four = (50 * (x1 + x2), 50 * (y1 + y2), 100 * (x2 - x1), 100 * (y2 - y1))
-    rows = [[n / 1000 ** (i / 256) for i in range(256)] for n in four]
+    rows = [[n / 1000 ** (i / 8) for i in range(8)] for n in four]
     return torch.tensor([f(p) for row in rows for f in (math.sin, math.cos) for p in row])
 
 
