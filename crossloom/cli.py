@@ -20,7 +20,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Pre-train, fine-tune and evaluate multimodal and multilingual models.",
 )
 recipes = typer.Typer(no_args_is_help=True, help="List and show recipes.")
 plugins = typer.Typer(no_args_is_help=True, help="Show what is installed.")
@@ -33,6 +32,23 @@ for name, group in {
     app.add_typer(group, name=name)
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, …; the best there is by default.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from crossloom import __version__
+
+        print(f"crossloom {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """Pre-train, fine-tune and evaluate multimodal and multilingual models."""
 
 
 def main() -> None:

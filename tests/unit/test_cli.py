@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import crossloom
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.recipe import from_dict, to_yaml
 
@@ -47,6 +48,10 @@ def test_module_and_script_are_the_same():
     shown = run("--help")[1]
     assert "pretrain" in shown
     assert shown.replace("python -m crossloom", "crossloom").split() == out.stdout.split()
+
+
+def test_the_version_is_said():
+    assert run("--version") == (0, f"crossloom {crossloom.__version__}\n", "")
 
 
 @pytest.mark.parametrize(
