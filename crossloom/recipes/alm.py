@@ -17,14 +17,16 @@ from crossloom.training.schedule import Schedule
 def alm() -> Recipe:
     """ALM (Yang et al. 2020): XLM's model and MLM, over code-switched sentences.
 
-    Followed: AAAI 2020, "Alternating Language Modeling for Cross-Lingual Pre-Training" (its code
-    could not be found). Phrases of a sentence, from word alignments of the pair, are replaced by
-    their translations; each unit has the embedding of the language its phrase is in; positions run
-    on. Words of the mixture are predicted as in MLM. Less than 30 % of the words of a sentence are
-    replaced, by phrases of fewer than five words on either side; a fifth of the sentences stay as
-    they are (a tenth of either side). Those with most words of the source and those with most of
-    the target are met alike, since either side may be the sentence. Batches of 8,192 units, here
-    256 sentences of about 32; a peak of 5e-4 after 4,000 steps, then with the root of the step.
+    Followed: AAAI 2020, "Alternating Language Modeling for Cross-Lingual Pre-Training", its numbers
+    as notes on it tell them (anwarvic.github.io: cross-lingual-lm/ALM; its code,
+    ``zddfunseeker/ALM``, could not be had). Phrases of a sentence, from word alignments of the
+    pair, are replaced by their translations; each unit has the embedding of the language its phrase
+    is in; positions run on. Words of the mixture are predicted as in MLM. Less than 30 % of the
+    words of a sentence are replaced, by phrases of fewer than five words on either side; a fifth of
+    the sentences stay as they are (a tenth of either side). Those with most words of the source and
+    those with most of the target are met alike, since either side may be the sentence. Batches of
+    8,192 units, here 256 sentences of about 32; a peak of 5e-4 after 4,000 steps, then with the
+    root of the step.
 
     Shards need alignments: ``crossloom shards make opus`` takes those of an aligner,
     ``crossloom shards make align`` makes them (docs/data.md).

@@ -29,12 +29,14 @@ def mbart() -> Recipe:
     can be exported (``interop/mbart.py``). ``finetune translation`` goes on from it.
 
     Otherwise than there: sentences are found by their punctuation, and have no ``</s>`` of their
-    own inside a piece of a document; what a document has beyond its last full block is joined with
-    others of its language, where fairseq's block ends with its document. Dropout stays at 0.1;
-    there it falls to 0.05 at half of the steps and to 0 at four fifths. Batches are BART's 8,000
-    blocks (arXiv 1910.13461, section 5.1), which the paper says to match; the 128,000 units for
-    each of 256 devices that it also names would be eight times as many. Uncertain: rate, warm-up,
-    decay and clipping, which neither the paper nor fairseq tells.
+    own inside a piece of a document; both sides are without the ``<s>`` that fairseq puts before
+    them in pre-training; what a document has beyond its last full block is joined with others of
+    its language, where fairseq's block ends with its document. Dropout stays at 0.1, of attention
+    too; there it falls to 0.05 at half of the steps and to 0 at four fifths, and attention has none
+    by fairseq's default. Batches are BART's 8,000 blocks (arXiv 1910.13461, section 5.1), which the
+    paper says to match; the 128,000 units for each of 256 devices that it also names would be eight
+    times as many. Uncertain: rate, warm-up, decay and clipping, which neither the paper nor fairseq
+    tells.
 
     Parameters: 611.1 M (610.9 M in ``transformers``, which keeps no trained bias over words).
     """

@@ -17,7 +17,8 @@ meet in the text.
   weight, one drawn for each step, and so twice as many steps in all.
 - Languages of Wikipedia are drawn by the size of their texts to the power of 0.7: there in lines,
   here in stretches of 1,024 characters.
-- Texts are lines there, cut at 66 units; here documents fill blocks of 66.
+- A text there is a line drawn at random and those that follow until 66 units are full, each with
+  ends of its own, which may be hidden; here documents fill blocks of 66.
 - Not copied: captions are padded with id 0 there, which is ``<s>`` to XLM-R; texts alone are read
   beside an image of zeros.
 """

@@ -28,8 +28,9 @@ def unicoder() -> Recipe:
     attention finds among the words of its translation, and all words are predicted; paraphrase
     classification of two joined sentences, half of them no translations; MLM over documents whose
     sentences take turns in two languages. Starts from XLM's weights (``start``); 512 examples a
-    step, a rate that falls from 1e-5 with the root of the step, languages sampled alike (section
-    4). The warm-up is that of XLM's ``adam_inverse_sqrt``; the number of steps is not published.
+    step, a rate that falls from 1e-5 with the root of the step, languages sampled alike (section 4,
+    by notes on it: anwarvic.github.io: cross-lingual-lm/Unicoder). The warm-up is that of XLM's
+    ``adam_inverse_sqrt``; the number of steps is not published.
 
     Otherwise than there: sentences that do not belong together are drawn from the batch, in the
     language of the translation, where the paper trains a light model first to find similar ones;
