@@ -144,12 +144,21 @@ class Switched(Reader):
     languages: tuple[str, ...] = ()
     """Languages to draw from; empty for all."""
     most: float = 0.6
-    """Largest share of the words that may be replaced, 0..1. Each visit draws a share up to it, and
-    replaces phrases until it is reached."""
+    """Largest share of the words that may be replaced, 0..1 (ALM: 0.3). Each visit draws a share up
+    to it, and replaces phrases until it is reached."""
+    longest: int = 0
+    """Most words of a phrase that is replaced, and of its translation (ALM: 4); 0 for any."""
+    left: float = 0.0
+    """Share of visits, 0..1, at which the sentence stays as it is (ALM: 0.2)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.most <= 1:
             raise ValueError(f"most is a share of words above 0, to 1, not {self.most}")
+        if not 0 <= self.left < 1 or self.longest < 0:
+            raise ValueError(
+                "left is a share of visits from 0 to below 1, longest a number of words: "
+                f"{self.left}, {self.longest}"
+            )
 
     def read(
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
@@ -172,7 +181,9 @@ class Switched(Reader):
         links = read_links(aligned[number], *(len(words(side.text)) for side in sides))
         if rng.random() < 0.5:  # either may be the sentence
             sides, links = sides[::-1], [(j, i) for i, j in links]
-        passage = switch(sides[0], sides[1], links, self.most, rng)
+        if self.left and rng.random() < self.left:
+            links = []
+        passage = switch(sides[0], sides[1], links, self.most, rng, longest=self.longest)
         labels = {"language": passage.language, "text": passage.text}
         return {**members, "text": (passage,)}, labels
 
@@ -183,6 +194,8 @@ def switch(
     links: list[Link],
     most: float,
     rng: np.random.Generator,
+    *,
+    longest: int = 0,
 ) -> Passage:
     """The passage with some phrases in the translation's words and language.
 
@@ -192,9 +205,10 @@ def switch(
         links: between their words.
         most: largest share of the passage's words to be replaced.
         rng: draws how many are wanted, and which phrases.
+        longest: most words of a phrase on either side; 0 for any.
     """
     own, other = words(passage.text), words(translation.text)
-    found = phrases(links)
+    found = [x for x in phrases(links) if not longest or all(b - a <= longest for a, b in x)]
     wanted, replaced = rng.uniform(0, most) * len(own), 0
     chosen = []
     for number in rng.permutation(len(found)):

@@ -65,6 +65,8 @@ def multilingual_clip() -> Recipe:
     (LAION-5B): mean of the text's states, then two layers without bias; the last state of the
     picture's class token, projected. Begun from the weights of both parts (``start``,
     ``modalities.image.weights``) it trains as published; from fresh ones it trains all the same.
+    Its model card tells batches of 90,000 and 13 thousand million pairs; rate, decay and warm-up
+    are CLIP's.
 
     366,778,113 parameters; the reference has 366,121,473. Ours are more by the layers and the norm
     that bring what a tower by name gives to the width of the plan (its 49 patches too, which no

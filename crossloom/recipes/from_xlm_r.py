@@ -12,7 +12,7 @@ from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
 from crossloom.objectives.objective import Objective
 from crossloom.recipes.languages import CC100
-from crossloom.recipes.parts import TEXT, bert_plan, tiny_plan, train
+from crossloom.recipes.parts import TEXT, bert_plan, tiny_plan, train, xlm_r_text
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
@@ -30,11 +30,7 @@ def xlm_r_texts(**changes: Any) -> dict[str, Text]:
     Args:
         changes: other fields of :class:`~crossloom.modalities.text.Text`.
     """
-    text = Text(
-        vocabulary="xlm-roberta/sentencepiece.bpe.model", layout="xlm-r", size=250_002, limit=512,
-        positions=514, offset=2, constant=True,
-    )  # fmt: skip
-    text = replace(text, **changes)
+    text = xlm_r_text(limit=512, **changes)
     return {TEXT: text, SECOND: replace(text, field=SECOND)}
 
 

@@ -28,7 +28,8 @@ def infoxlm() -> Recipe:
     encoder (momentum 0.9999) and the negatives are 131,072 earlier keys. Both sides are two
     sentences laid end to end (mix-up) and masked as for MLM. Translations of TLM stand in one row
     with one end between them, positions running on. Starts from XLM-R (``start``); no dropout;
-    200,000 steps of 2,048 blocks, pairs and mixed pairs each.
+    200,000 steps of 2,048 blocks, pairs and mixed pairs each, as the command has it (the paper: as
+    many for the large model, 150,000 for this).
 
     Otherwise than there: the three losses are means added up, where the code divides
     all three by the sum of their counts, in which sentences are few; no loss is contrasted in the

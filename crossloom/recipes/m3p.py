@@ -11,9 +11,12 @@ Followed: microsoft/M3P: ``src/data/dataset_pretrain.py``, ``src/data/clag.py``,
 - Matching is a decision for each pair, as in section 3.3; the code also has the right one of four
   chosen, which :class:`~crossloom.objectives.rank.Rank` does.
 - Languages are drawn alike, as in the code (``lg_sampling_factor -1``); the paper tells no
-  exponent. They are mBERT's here; the paper says 100 and does not list them.
+  exponent. They are XLM-R's hundred (README), here the 93 of them that have a Wikipedia: Latin
+  letters, Zawgyi's encoding and the second script of Chinese have none.
+- Each update is of one task, and of one language where it is of text.
 - Not copied: regions stand before the text there and have its first 100 positions, their place
-  among the detector's; here text keeps the positions it has alone, and regions have their boxes. A
+  among the detector's; here text keeps the positions it has alone, and regions have their boxes.
+  Positions of text alone begin at row 0 there, at XLM-R's row 2 here. A
   region whose feature was left alone is not scored where none was hidden. Contrast of code-switched
   captions (``clcm``) is off there.
 """
@@ -28,12 +31,15 @@ from crossloom.modalities.regions import Regions
 from crossloom.objectives.presets import OBJECTS, itm, mlm, mmlm
 from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.objectives.view import View
-from crossloom.recipes.languages import WIKIPEDIAS
+from crossloom.recipes.languages import CC100
 from crossloom.recipes.parts import IMAGE, STREAMS, TEXT, bert_plan, tiny_plan, train, xlm_r_text
 from crossloom.recipes.world import tiny_with_statements
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
+
+#: XLM-R's languages that have a Wikipedia.
+LANGUAGES = tuple(code for code in CC100 if "-" not in code)
 
 
 def m3p() -> Recipe:
@@ -42,8 +48,9 @@ def m3p() -> Recipe:
     XLM-R base, whose weights it begins with (``start``), reads words and up to 100 regions in one
     stream. Features and boxes of regions are brought to length one; a hidden region is asked for
     its class among 1,600, and for the feature as it was (section 3.3). Words are decoded without a
-    transform, as in XLM. Steps and warm-up are uncertain: neither the paper nor the code tells them
-    (rate and betas are the code's, the batch of 1,024 the paper's).
+    transform, as in XLM. Rate, betas, warm-up and decay are the code's defaults (``train_x.py``:
+    ``--optimizer``; ``src/optim.py``), the batch of 1,024 is the paper's. The number of steps is
+    not published.
 
     283.5 M parameters: the encoder of XLM-R (277.5 M), 1.6 M that embed regions, and 4.5 M of the
     heads.
@@ -74,7 +81,7 @@ def m3p() -> Recipe:
             "texts": Component(
                 shards=train("wikipedia"),
                 reader=Blocks(stretch=1024),
-                languages=WIKIPEDIAS,
+                languages=LANGUAGES,
                 alpha=0.0,
                 objectives=("xmlm",),
             ),
@@ -89,7 +96,7 @@ def m3p() -> Recipe:
         micro=16,
         alike=True,
         optim=Optim(rate=1e-4, betas=(0.9, 0.98), epsilon=1e-8, decay=0.0, clip=5.0),
-        schedule=Schedule(shape="linear", warmup=4000),
+        schedule=Schedule(shape="inverse_sqrt", warmup=4000),
         precision="bf16",
     )  # fmt: skip
 

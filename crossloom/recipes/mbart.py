@@ -29,10 +29,14 @@ def mbart() -> Recipe:
     can be exported (``interop/mbart.py``). ``finetune translation`` goes on from it.
 
     Otherwise than there: sentences are found by their punctuation, and have no ``</s>`` of their
-    own inside a piece of a document; what a document has beyond its last full block is joined with
-    others of its language, where fairseq's block ends with its document. Dropout stays at 0.1;
-    there it falls to 0.05 at half of the steps and to 0 at four fifths. Uncertain: warm-up, decay
-    and clipping (BART's clipping here).
+    own inside a piece of a document; both sides are without the ``<s>`` that fairseq puts before
+    them in pre-training; what a document has beyond its last full block is joined with others of
+    its language, where fairseq's block ends with its document. Dropout stays at 0.1, of attention
+    too; there it falls to 0.05 at half of the steps and to 0 at four fifths, and attention has none
+    by fairseq's default. Batches are BART's 8,000 blocks (arXiv 1910.13461, section 5.1), which the
+    paper says to match; the 128,000 units for each of 256 devices that it also names would be eight
+    times as many. Uncertain: rate, warm-up, decay and clipping, which neither the paper nor fairseq
+    tells.
 
     Parameters: 611.1 M (610.9 M in ``transformers``, which keeps no trained bias over words).
     """
@@ -64,10 +68,10 @@ def mbart() -> Recipe:
                 objectives=("denoise",),
             )
         },
-        # 128,000 units in a batch: 256 blocks, of which a stretch of 4,096 characters fills two
+        # a stretch of 4,096 characters fills about two blocks
         steps=500_000,
         examples=16,
-        micro=8,
+        micro=250,
         optim=Optim(rate=3e-4, betas=(0.9, 0.98), epsilon=1e-6, decay=0.0, clip=0.1),
         schedule=Schedule(shape="linear", warmup=10_000),
         precision="bf16",

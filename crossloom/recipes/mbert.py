@@ -24,8 +24,10 @@ def mbert() -> Recipe:
     the power 0.7. 1,000,000 steps of 256 pairs.
 
     Otherwise than there: pairs of up to 512 units are read throughout (there 128 for the first nine
-    tenths), and random words are never special ids. A pair is a stretch of at most 1,024
-    characters, parted between sentences.
+    tenths), and random words are never special ids. Words are drawn one by one with 15 %, anew at
+    each visit; there they are counted out, and written ten times beforehand
+    (``create_pretraining_data.py``). A pair is a stretch of at most 1,024 characters, parted
+    between sentences; there a tenth of the pairs is shorter.
 
     178.6 M parameters, all of ``BertForPreTraining`` of that size.
     """

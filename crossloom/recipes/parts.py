@@ -101,7 +101,7 @@ def butd(*, limit: int = 36, **changes: Any) -> Regions:
 
 
 def bert_adam(rate: float, *, clip: float = 1.0) -> Optim:
-    """BERT's optimiser (Devlin et al. 2019, appendix A.2).
+    """BERT's optimiser (Devlin et al. 2019, appendix A.2; its code's ``optimization.py``).
 
     The original leaves out Adam's correction of the first steps, which warm-up makes small anyway.
     """

@@ -3,8 +3,8 @@
 Followed: ``big_vision`` (``trainers/proj/image_text/siglip.py``) and ``transformers``
 (``modeling_siglip.py``), which ``tests/parity`` holds the model and the loss against. The loss is
 summed over all pairs and divided by the rows, not by the pairs (section 3, equation and its
-pseudocode). Not copied: scale and bias that start at zero in ``transformers``; they start at
-log 10 and -10 (section 3).
+pseudocode). AdamW stands for the code's form of Adafactor. Not copied: scale and bias that start at
+zero in ``transformers``; they start at log 10 and -10 (section 3).
 
 The pairs (WebLI) are not public, and how many the released weights saw is told in their release
 notes only (40 thousand million): steps and schedule are uncertain.

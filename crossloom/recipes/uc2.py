@@ -13,7 +13,8 @@ Followed: zmykevin/UC2: ``config/uc2_pretrain.json``, ``config/uc2-base.json``, 
   components, and whole words are hidden together.
 - Which words translate each other follows there from an aligner, here from a dictionary
   (:func:`~crossloom.data_pipelines.dictionary.bind`). A word without a translation is hidden by
-  itself; there the translation's first word is hidden for it.
+  itself; there the translation's first word is hidden for it, and words of the translation that
+  render none are never hidden.
 - Not copied: regions that look like background are asked for a fixed word.
 """
 
@@ -51,8 +52,8 @@ def uc2() -> Recipe:
     alone in which nothing but the regions' embedder learns (``optim.factors={"embed.image": 1,
     "": 0}`` and weights of 0 for the other components), to ``start`` from.
 
-    10,240 units on each of 8 devices, 3 times a step, are about 130 captions 24 times. Positions
-    start anew at the second caption.
+    10,240 units on each device, 3 times a step, are about 130 captions; with 8 devices, a number
+    that is not told, 24 times. Positions start anew at the second caption.
 
     281.0 M parameters: the encoder of XLM-R (277.5 M), 1.6 M that embed regions, and 1.9 M of the
     heads, of which 750,006 are biases: each objective has its own, the code one for all.

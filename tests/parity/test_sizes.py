@@ -141,7 +141,7 @@ def _embedding(words, languages, width=1024):
     ("name", "count"),
     [
         # encoder and decoder of six, nothing shared; one bias over words for each objective
-        ("mass", 2 * _embedding(60_000, 2) + 6 * (_layer(1024) + _layer(1024, 2)) + 60_000),
+        ("mass", 2 * _embedding(64_139, 2) + 6 * (_layer(1024) + _layer(1024, 2)) + 64_139),
         ("xnlg-encoder", _embedding(95_000, 15) + 12 * _layer(1024) + 2 * 95_000),
         (
             "xnlg",

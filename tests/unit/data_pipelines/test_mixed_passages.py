@@ -181,6 +181,21 @@ def test_how_many_words_are_replaced():
     assert 0.28 < np.mean(shares) < 0.35
 
 
+def test_long_phrases_and_some_sentences_stay():
+    own, its = Passage("en", "one two three four"), Passage("de", "eins zwei drei vier")
+    links = [(0, 0), (1, 1), (2, 1), (3, 2), (3, 3)]  # a word, two by one, one by two
+    for longest, replaced in ((0, 3), (2, 3), (1, 1)):
+        every = {
+            passage.text[a:b]
+            for n in range(40)
+            for passage in [switch(own, its, links, 1.0, keyed_rng(n), longest=longest)]
+            for a, b, _ in passage.switched
+        }
+        assert len(every) == replaced, longest
+    changed = [bool(p.switched) for (p,) in visits(Switched(most=0.5, left=0.4), PAIR, 300)]
+    assert np.mean(changed) == pytest.approx(0.6, abs=0.1)
+
+
 sentences = st.lists(st.sampled_from(["red", "Stern", "图", "红", ".", "d'un"]), max_size=8)
 
 

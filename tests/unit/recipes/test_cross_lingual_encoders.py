@@ -70,12 +70,18 @@ def test_what_is_trained_on_what():
     assert clm.objectives["clm"].view.causal == ("text",)
     assert (xlm_r.modalities["text"].limit, xlm_r.modalities["text"].languages) == (512, ())
     assert xlm_r.optim.betas == (0.9, 0.98)
-    assert unicoder.micro * unicoder.examples == 1024
-    assert unicoder.optim.rate == 1e-5
+    assert xlm.mixture["streams"].alpha == 0.7
+    assert clm.mixture["streams"].alpha == unicoder.mixture["streams"].alpha == 0
+    assert clm.alike  # a step is of one language
+    assert unicoder.micro * unicoder.examples == 512
+    assert (unicoder.optim.rate, unicoder.schedule.shape) == (1e-5, "inverse_sqrt")
     assert unicoder.mixture["recovery"].reader.apart
     assert unicoder.mixture["paraphrases"].reader.mismatch == 0.5
     assert isinstance(unicoder.mixture["documents"].reader, Alternating)
-    assert isinstance(alm.mixture["switched"].reader, Switched)
+    switched = alm.mixture["switched"].reader
+    assert isinstance(switched, Switched)
+    assert (switched.most, switched.longest, switched.left) == (0.3, 4, 0.2)
+    assert alm.optim.rate == 5e-4
     for recipe in (xlm, clm, xlm_r, alm):
         for objective in recipe.objectives.values():
             hide = objective.view.hide.get("text")

@@ -86,6 +86,7 @@ def test_muniters_alternate_captions_in_english_and_texts_in_all_languages():
         assert texts.reader.languages == ()
         assert recipe.objectives["mmlm"].view.streams == ("text",)
         assert recipe.objectives["mmlm"].shares == "mlm"
+        assert (recipe.plan.epsilon, recipe.optim.factors) == (1e-12, {})
 
 
 def test_m3p_switches_english_captions(world):
@@ -93,6 +94,8 @@ def test_m3p_switches_english_captions(world):
     reader = recipe.mixture["captions"].reader
     assert isinstance(reader, Texts)
     assert (reader.languages, reader.switch.texts, reader.switch.words) == (("en",), 0.8, 0.8)
+    assert len(recipe.mixture["texts"].languages) == 93
+    assert recipe.schedule.shape == "inverse_sqrt"
     _, stack = set_up("m3p-tiny", world, examples=12)
     table = load(str(world / "dictionary.tsv"))
     foreign = {w for x in table.values() for words in x.values() for w in words}

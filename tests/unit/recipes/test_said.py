@@ -172,6 +172,18 @@ def test_xnlgs_noise_and_its_absence(world):
     assert (first[0] != first[1]).all()
 
 
+def test_xnlg_and_mass_draw_tasks_and_languages_as_their_code():
+    first, second, mass = map(load_recipe, ("xnlg-encoder", "xnlg", "mass"))
+    assert all(recipe.alike for recipe in (first, second, mass))
+    weights = [{n: c.weight for n, c in r.mixture.items()} for r in (first, second, mass)]
+    assert weights == [{"streams": 3, "pairs": 2}, {"texts": 3, "pairs": 4}, {"en": 1, "fr": 1}]
+    for part in (first.mixture["streams"], second.mixture["texts"]):
+        assert (part.languages, part.alpha) == (("en", "fr", "zh"), 0)
+    assert (first.schedule.shape, first.optim.betas) == ("constant", (0.9, 0.999))
+    assert second.steps == 7 * 23_000
+    assert second.examples * second.micro == 64
+
+
 def test_the_published_recipes_freeze_their_encoder_alone():
     recipe = load_recipe("xnlg")
     with torch.device("meta"):
