@@ -102,22 +102,24 @@ class Retrieval(Task):
     def objectives(self, recipe: Recipe) -> Mapping[str, Objective]:
         """Contrast and matching, or ranking; heads of pre-training are taken over by name."""
         streams = self.streams(recipe)
-        found = {
-            # nothing is hidden here; whose part it shared is left behind
-            o.kind: (name, replace(o, view=o.view.clean, shares=""))
+        # nothing is hidden here; whose part it shared is left behind
+        there = {
+            name: replace(o, view=o.view.clean, shares="")
             for name, o in recipe.objectives.items()
             if set(o.view.streams) == set(streams)
         }
-        fresh = itc((streams[0], streams[1]), dim=self.dim, pool="mean")
-        contrast = found.get("contrast", ("itc", fresh))
-        name, match = found.get("match", ("itm", itm(streams, mismatch=streams[1])))
-        if isinstance(match, Match) and match.mined != contrast[0] and not match.view.mismatched:
+        contrasts = [(n, o) for n, o in there.items() if o.kind == "contrast"]
+        matches = [(n, o) for n, o in there.items() if isinstance(o, Match)]
+        new = itc((streams[0], streams[1]), dim=self.dim, pool="mean")
+        contrast = contrasts[0] if contrasts else ("itc", new)
+        fresh = itm(streams, mismatch=streams[1])
+        name, match = matches[0] if matches else ("itm", fresh)
+        if match.mined != contrast[0] and not match.view.mismatched:
             # who mined or read its mismatches is not here
-            view = itm(streams, mismatch=streams[1]).view
-            match = replace(match, view=view, mined="", passages=False)
+            match = replace(match, view=fresh.view, mined="", passages=False)
         if self.by == "contrast":
             # two towers do not read each other: there is nothing to match
-            towers = "contrast" in found and "match" not in found
+            towers = contrasts and not matches
             return dict([contrast] if towers else [contrast, (name, match)])
         turns = (streams[1], streams[0]) * self.others
         return {
@@ -126,8 +128,10 @@ class Retrieval(Task):
                 form="softmax" if self.by == "choice" else "triplet",
                 hard=self.hard,
                 pooled=pooled_streams(recipe, streams, self.text),
-                pool=getattr(match, "pool", "first"),
-                combine=getattr(match, "combine", "product"),
+                pool=match.pool,
+                combine=match.combine,
+                width=match.width,
+                activation=match.activation,
             )
         }
 

@@ -380,14 +380,18 @@ def test_retrieval_goes_on_with_a_head_that_saw_masked_pairs(base, by):
     given = open_run(base)
     task = make_task("retrieval", [f"by={by}"])[0]
     masked = replace(given.objectives["mlm"].view, name="joint", mismatch="text")
-    joint = replace(given.objectives["itm"], view=masked, pooled=("text", "image"), combine="sum")
+    form = {"pooled": ("text", "image"), "combine": "sum", "width": 24, "activation": "relu"}
+    joint = replace(given.objectives["itm"], view=masked, **form)
     # mismatched by the reader: no pairs of pictures and texts
     read = replace(joint, view=replace(masked, mismatch=""), passages=True)
     for head, mismatch in ((joint, "text"), (read, "image")):
         parts = {"captions": replace(given.mixture["captions"], objectives=("joint",))}
         recipe = replace(given, objectives={"joint": head}, mixture=parts)
         found = task.objectives(recipe)["joint"]
-        assert (found.view.hide, found.combine) == ({}, "sum")
+        heads = (x.head(recipe.modalities, recipe.plan.widths) for x in (head, found))
+        before, after = ({n: w.shape for n, w in x.state_dict().items()} for x in heads)
+        assert before == after
+        assert (found.view.hide, found.combine, found.width) == ({}, "sum", 24)
         if by == "contrast":
             assert found.view.mismatch == mismatch
             assert not found.passages
