@@ -126,7 +126,7 @@ def rank_head(**settings):
 def test_choice_and_triplet_by_hand(hard):
     given = encoded(6)
     for form in ("softmax", "triplet"):
-        head = rank_head(form=form, hard=hard)
+        head = rank_head(form=form, hard=hard, margin=0.35)
         logits = head.score(torch.tanh(head.pooler.dense["a"](given.states["a"])))
         score = (logits[:, 1] - logits[:, 0]).detach().double().numpy().reshape(2, 3)
         expected = 0.0
@@ -136,7 +136,7 @@ def test_choice_and_triplet_by_hand(hard):
                 every = np.exp([right, *wrong])
                 expected += weight * -np.log(every[0] / every.sum())
             else:
-                margins = [0.2 + 1 / (1 + np.exp(-w)) - 1 / (1 + np.exp(-right)) for w in wrong]
+                margins = [0.35 + 1 / (1 + np.exp(-w)) - 1 / (1 + np.exp(-right)) for w in wrong]
                 expected += weight * np.mean(np.maximum(margins, 0))
         out = head(given, aim([0, 3], [0, 0], [1.0, 0.5]))
         assert out["loss"].item() == pytest.approx(expected, rel=1e-5)
