@@ -283,6 +283,26 @@ def test_the_cache_keeps_its_limit_and_the_recently_used(store, tmp_path, monkey
             cache.limit()
 
 
+def test_what_is_opened_in_the_cache_counts_as_used(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"a")
+    os.utime(path, (1, 1))
+    file, fetched = cache.open_cached(path, lambda f: None)
+    with file:
+        assert (file.read(), fetched) == (b"a", False)
+    assert path.stat().st_mtime > 1
+
+
+def test_only_abandoned_halves_make_room(tmp_path, monkeypatch):
+    monkeypatch.setenv("CROSSLOOM_CACHE_GB", "2e-9")
+    for name, age in (("old.tar.part", 2 * 3600), ("young.tar.part", 60), ("own.tar.part", 0)):
+        (tmp_path / name).write_bytes(b"aa")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    cache.make_room(tmp_path, 1, tmp_path / "own.tar.part")
+    assert {p.name for p in tmp_path.glob("*.part")} == {"young.tar.part", "own.tar.part"}
+    assert (tmp_path / "own.tar.part").stat().st_size == 1
+
+
 def test_a_cache_too_small_for_the_readers_is_told(store, tmp_path, monkeypatch):
     with serving(store) as server:
         recipe = recipe_of(store, f"{server.url}/train-0000{{00..19}}.tar")

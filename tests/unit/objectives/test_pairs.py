@@ -239,8 +239,9 @@ def example(number, length=3):
     )
 
 
-def test_one_of_several_streams_is_taken_and_told():
-    view = replace(tagged(mismatch=("tags", "text")), hide={})
+@pytest.mark.parametrize("rate", [0.5, 0.8])
+def test_one_of_several_streams_is_taken_and_told(rate):
+    view = replace(tagged(mismatch=("tags", "text")), hide={}, mismatch_rate=rate)
     spec = tag_contrast(view)
     assert spec.which
     examples = [example(n) for n in range(200)]
@@ -252,7 +253,7 @@ def test_one_of_several_streams_is_taken_and_told():
     assert (classes == np.where(owner["tags"] != owner["image"], 1,
                                 np.where(owner["text"] != owner["image"], 2, 0))).all()  # fmt: skip
     share = np.bincount(classes, minlength=3) / 200
-    assert np.allclose(share, [0.5, 0.25, 0.25], atol=0.1)
+    assert np.allclose(share, [1 - rate, rate / 2, rate / 2], atol=0.1)
 
 
 def test_three_ways_by_hand():

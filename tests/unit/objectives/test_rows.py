@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from crossloom.batch import AimBatch, Encoded, Stream, ViewBatch, fuse
-from crossloom.data_pipelines.collate import Collator, Example, exhibits
+from crossloom.data_pipelines.collate import Collator, Example, exhibit, exhibits
 from crossloom.modalities.regions import Regions
 from crossloom.models.model import CrossloomModel
 from crossloom.models.presets import single_stream
@@ -16,7 +16,7 @@ from crossloom.objectives.classify import Classify
 from crossloom.objectives.match import Match
 from crossloom.objectives.pool import Pooler
 from crossloom.objectives.rank import Rank, RankHead
-from crossloom.objectives.view import View
+from crossloom.objectives.view import Hide, View
 from crossloom.units import make_units
 
 STREAMS = ("a", "b")
@@ -102,6 +102,26 @@ def test_an_example_without_others_has_no_slot():
     rows = exhibits(example(3), view, MODALITIES, 0, [example(3), example(4)])
     assert rows[0].shown.rivals
     assert float(rows[1].shown.units["b"].content["feature"][0, 0]) == 4.5
+
+
+def test_items_of_one_sample_are_no_others():
+    items = [replace(example(n), sample="s/0") for n in (3, 4)]
+    against = View(name="v", streams=STREAMS, against=("b",))
+    assert not exhibits(items[0], against, MODALITIES, 0, items)[0].shown.rivals
+    mismatch = View(name="v", streams=STREAMS, mismatch="b", mismatch_rate=1.0)
+    assert exhibit(items[0], mismatch, MODALITIES, 0, items).shown.matched
+    assert not exhibit(items[0], mismatch, MODALITIES, 0, [*items, example(5)]).shown.matched
+
+
+def test_swapped_units_come_from_those_that_may_be_hidden():
+    view = View(name="v", streams=("b",), hide={"b": Hide(rate=1.0, show=0, swap=1)})
+    other = example(7)
+    feature = other.units["b"].content["feature"]
+    feature[0] = 99  # of the whole image
+    whole = replace(other.units["b"], maskable=np.array([False, True]))
+    others = [replace(other, units={"b": whole})]
+    found = exhibit(example(1, units=20), view, MODALITIES, 0, others)
+    assert (found.content["b"]["feature"] == feature[1]).all()
 
 
 def encoded(rows, width=4, seed=0):
