@@ -10,7 +10,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from network import Hub, Relay, Store, serving
+from network import Handler, Hub, Relay, Store, serving
 
 from crossloom.data_pipelines import cache, remote
 from crossloom.data_pipelines.check import write_indexes
@@ -117,6 +117,35 @@ def test_a_cut_fetch_goes_on_where_it_was_cut(tmp_path):
         with open(tmp_path / "got", "w+b") as file:
             remote.fetch(f"{server.url}/a.tar", file, remote.Stamp(), BRIEF)
     assert (tmp_path / "got").read_bytes() == (tmp_path / "a.tar").read_bytes()
+
+
+class Weak(Handler):
+    """Its marks promise nothing about bytes; notes which parts were asked for."""
+
+    parts = []
+
+    def file(self, name):
+        self.parts.append(self.headers.get("Range"))
+        status, data, headers = super().file(name)
+        return status, data, {**headers, "ETag": f"W/{headers['ETag']}"}
+
+
+def test_parts_under_a_weak_mark_are_not_put_together(tmp_path):
+    (tmp_path / "a.tar").write_bytes(os.urandom(3 << 20))
+    with serving(tmp_path, handler=Weak) as server, open(tmp_path / "got", "w+b") as file:
+        server.every, server.harms = 1, ("cut", "")
+        remote.fetch(f"{server.url}/a.tar", file, remote.Stamp(3 << 20), BRIEF)
+    assert (tmp_path / "got").read_bytes() == (tmp_path / "a.tar").read_bytes()
+    assert Weak.parts == [None, None]
+
+
+def test_what_a_server_cannot_do_is_not_asked_for_again(tmp_path):
+    with serving(tmp_path) as server:
+        server.every, server.harms = 1, ("unable",)
+        assert remote.stamp(f"{server.url}/a.tar", BRIEF) == remote.Stamp()
+        with pytest.raises(remote.Missing, match="the server says 501"):
+            remote.fetch(f"{server.url}/a.tar", io.BytesIO(), remote.Stamp(), BRIEF)
+        assert len(server.asked) == 2
 
 
 def test_an_index_beside_the_tar_saves_fetching_it(store, tmp_path):
