@@ -119,6 +119,19 @@ def test_a_cut_fetch_goes_on_where_it_was_cut(tmp_path):
     assert (tmp_path / "got").read_bytes() == (tmp_path / "a.tar").read_bytes()
 
 
+def test_patience_begins_anew_with_whatever_comes():
+    tries = iter(range(6))
+
+    def attempt():
+        time.sleep(0.1)
+        if next(tries) < 5:
+            raise remote._Transient("cut", progress=True)
+        return "all"
+
+    patience = remote.Patience(total=0.3, first=0.01, longest=0.02)
+    assert remote.persist("a.tar", attempt, patience) == "all"
+
+
 class Weak(Handler):
     """Its marks promise nothing about bytes; notes which parts were asked for."""
 
