@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from crossloom.training import checkpoint
 from crossloom.training.engine import Engine
 from crossloom.training.environment import start
 from crossloom.training.held import Held, figure, paced
-from crossloom.training.loop import train
+from crossloom.training.loop import _Run, train
 from crossloom.training.meters import read_journal
 from crossloom.training.quarantine import RunError
 from crossloom.training.recipe import Pace, from_yaml
@@ -116,10 +117,21 @@ def test_a_component_rests_after_its_patience_and_returns_when_it_gets_worse():
     assert a() == 2.0
     assert a(5.0, 4.0, 3.99) == 2.0  # once without progress of 1 %
     assert a(5.0, 4.0, 3.99, 4.1) == 0.5  # twice
+    assert a(5.0, 0.0, 0.0) == 2.0
+    assert a(5.0, 0.0, 0.0, 0.0) == 0.5  # as low as it can be
     assert a(5.0, 4.0, 3.99, 4.1, 4.3) == 0.5  # worse, but not by a tenth
     assert a(5.0, 4.0, 3.99, 4.1, 4.5) == 2.0  # by more than a tenth: back
     assert a(5.0, 4.0, 3.99, 4.1, 4.5, 4.6, 4.5) == 0.5  # and to rest again
     assert a(5.0, 4.0, 3.99, 4.1, 3.0) == 0.5  # better while it rests: it stays at rest
+
+
+def test_a_pace_follows_the_weighted_sum_over_objectives(world):
+    recipe = tiny_recipe(world)
+    objectives = {**recipe.objectives, "mlm": replace(recipe.objectives["mlm"], weight=3.0)}
+    run = SimpleNamespace(recipe=replace(recipe, objectives=objectives), measured=[])
+    measured = {"captions": {"mlm": {"loss": 2.0}, "itm": {"loss": 0.5}}}
+    assert not _Run._change_pace(run, 4, measured)
+    assert run.measured == [{"captions": 6.5}]
 
 
 def test_what_a_pace_decides_is_recorded_and_a_resumed_run_decides_alike(world, tmp_path):
