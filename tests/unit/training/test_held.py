@@ -121,6 +121,7 @@ def test_a_component_rests_after_its_patience_and_returns_when_it_gets_worse():
     assert a(5.0, 0.0, 0.0, 0.0) == 0.5  # as low as it can be
     assert a(5.0, 4.0, 3.99, 4.1, 4.3) == 0.5  # worse, but not by a tenth
     assert a(5.0, 4.0, 3.99, 4.1, 4.5) == 2.0  # by more than a tenth: back
+    assert a(5.0, 4.0, 3.99, 4.1, 4.5, 4.6) == 2.0  # its patience is new
     assert a(5.0, 4.0, 3.99, 4.1, 4.5, 4.6, 4.5) == 0.5  # and to rest again
     assert a(5.0, 4.0, 3.99, 4.1, 3.0) == 0.5  # better while it rests: it stays at rest
 
