@@ -132,10 +132,13 @@ def paced(
     walks: dict[str, Walk] = {}
     for losses in history:
         for name, loss in losses.items():
-            walk = walks.setdefault(name, Walk(loss))
+            if name not in walks:
+                walks[name] = Walk(loss)
+                continue
+            walk = walks[name]
             if loss < walk.best - pace.threshold * abs(walk.best):
                 walk.best, walk.since = loss, 0
-            elif walk.best != loss:
+            else:
                 walk.since += 1
             if walk.slow and loss > walk.best + pace.back * abs(walk.best):
                 walk.slow, walk.since = False, 0

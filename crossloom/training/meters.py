@@ -42,6 +42,7 @@ class Meters:
         self.sums: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         self.counts: dict[str, float] = defaultdict(float)
         self.numbers: dict[str, float] = defaultdict(float)
+        self.taken = 0  #: steps that were not skipped
         self.began = time.perf_counter()
 
     def add(
@@ -56,13 +57,13 @@ class Meters:
         ``fill`` is that of each batch (:class:`~crossloom.batch.Batch`), of the same streams on
         all processes.
         """
+        self.taken += "step" in sums
         for name, meters in sums.items():
             for meter, value in meters.items():
                 mine = self.sums[name]
                 mine[meter] = mine[meter] + value if meter in mine else value
         for name, count in counts.items():
             self.counts[name] += count
-        self.counts["step"] += "step" in sums  # a step that was left out has no norm
         for name, number in numbers.items():
             self.numbers[name] += number
         for one in fill:
@@ -113,7 +114,7 @@ class Meters:
         rooms = {n.removeprefix("room/"): x for n, x in found.items() if n.startswith("room/")}
         out |= {f"fill/{s}": found[f"units/{s}"] / room for s, room in rooms.items() if room}
         if "step" in self.sums:
-            out["gradient_norm"] = float(self.sums["step"]["norm"]) / self.counts["step"]
+            out["gradient_norm"] = float(self.sums["step"]["norm"]) / self.taken
         self.reset()
         return out
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from crossloom.models.presets import co_attention, dual_encoder, single_stream
 from crossloom.objectives.presets import itc_queue, itm_hard
@@ -87,6 +88,19 @@ def test_a_run_stopped_anywhere_and_resumed_equals_one_never_stopped(whole, tmp_
     for name, weight in one.weights.items():
         assert torch.equal(weight, other.weights[name]), name
     assert (copy / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_a_run_leaves_its_average_and_tells_its_rates(whole):
+    recipe, out = whole
+    last = checkpoint.load(checkpoint.checkpoints(out / "checkpoints")[-1])
+    average, final = last.under("ema"), load_file(out / "model.safetensors")
+    assert average.keys() == final.keys() == last.weights.keys()
+    for name, value in final.items():
+        assert torch.equal(value, average[name]), name
+    rates = [line["rate"] for line in read_journal(out / "metrics.jsonl")]
+    # 1.2 steps of warm-up, then down to 0 after twelve
+    assert rates[:3] == pytest.approx([1e-3 * x for x in (1 / 2.2, 2 / 2.2, 10 / 10.8)])
+    assert rates[-1] == pytest.approx(1e-3 * 1 / 10.8)
 
 
 def test_workers_change_nothing(whole, tmp_path):

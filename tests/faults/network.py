@@ -68,6 +68,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.send(503, b"busy", close)
         if harm == "refuse":
             return self.send(429, b"slowly", close)
+        if harm == "unable":
+            return self.send(501, b"never", close)
         if harm == "stall":
             server.stop.wait(server.stalled)
             self.close_connection = True

@@ -1,11 +1,15 @@
 """Streams that cannot be indexed: read as they come."""
 
+import io
 import json
 import sys
+import tarfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from crossloom.data_pipelines import live
 from crossloom.data_pipelines.live import samples
 from crossloom.data_pipelines.shards import ShardError, open_shards
 from crossloom.testing.recipes import tiny_recipe
@@ -59,7 +63,34 @@ def test_a_live_producer_trains_in_its_order_and_says_what_resume_means(recipe, 
     assert {int(x["key"]) % 2 for x in lines} == {1}
 
 
-def test_a_stream_that_ends_is_started_again(world):
+def test_streams_that_end_are_started_again_by_turns(recipe, world):
+    paths = [world / f"train-00000{n}.tar" for n in (0, 2)]
+    part = replace(recipe.mixture["live"], shards=tuple(f"live:cat {p}" for p in paths))
+    stack = make_stack(replace(recipe, mixture={"live": part}).located())
+    keys = [key for path in paths for key, _, _ in samples(f"cat {path}")]
+    turns = 4  # more than there may be without a sample
+    found = [k for n in range(turns * len(keys) // recipe.examples) for k in stack.micro(n).keys]
+    assert [k.split("/")[1].split("@")[0] for k in found] == turns * keys
+
+
+def test_a_member_met_again_begins_another_sample(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("1.json", "1.txt", "1.json", "2.txt"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    found = [(key, set(members)) for key, members, _ in samples(f"cat {tmp_path / 'a.tar'}")]
+    assert found == [("1", {"json", "txt"}), ("1", {"json"}), ("2", {"txt"})]
+
+
+def test_every_loader_process_has_a_number_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "5-of-6.txt").touch()
+    command = f"tar -C {tmp_path} -c $CROSSLOOM_READER-of-$CROSSLOOM_READERS.txt"
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(live, "get_worker_info", lambda: SimpleNamespace(id=2, num_workers=3))
+    assert [key for key, _, _ in samples(command)] == ["5-of-6"]
+
+
+def test_a_stream_that_is_cut_ends_with_a_fault(world):
     path = world / "train-000002.tar"
     keys = [key for key, _, _ in samples(f"cat {path}")]
     assert len(keys) == 10

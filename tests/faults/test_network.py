@@ -10,7 +10,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from network import Hub, Relay, Store, serving
+from network import Handler, Hub, Relay, Store, serving
 
 from crossloom.data_pipelines import cache, remote
 from crossloom.data_pipelines.check import write_indexes
@@ -117,6 +117,48 @@ def test_a_cut_fetch_goes_on_where_it_was_cut(tmp_path):
         with open(tmp_path / "got", "w+b") as file:
             remote.fetch(f"{server.url}/a.tar", file, remote.Stamp(), BRIEF)
     assert (tmp_path / "got").read_bytes() == (tmp_path / "a.tar").read_bytes()
+
+
+def test_patience_begins_anew_with_whatever_comes():
+    tries = iter(range(6))
+
+    def attempt():
+        time.sleep(0.1)
+        if next(tries) < 5:
+            raise remote._Transient("cut", progress=True)
+        return "all"
+
+    patience = remote.Patience(total=0.3, first=0.01, longest=0.02)
+    assert remote.persist("a.tar", attempt, patience) == "all"
+
+
+class Weak(Handler):
+    """Its marks promise nothing about bytes; notes which parts were asked for."""
+
+    parts = []
+
+    def file(self, name):
+        self.parts.append(self.headers.get("Range"))
+        status, data, headers = super().file(name)
+        return status, data, {**headers, "ETag": f"W/{headers['ETag']}"}
+
+
+def test_parts_under_a_weak_mark_are_not_put_together(tmp_path):
+    (tmp_path / "a.tar").write_bytes(os.urandom(3 << 20))
+    with serving(tmp_path, handler=Weak) as server, open(tmp_path / "got", "w+b") as file:
+        server.every, server.harms = 1, ("cut", "")
+        remote.fetch(f"{server.url}/a.tar", file, remote.Stamp(3 << 20), BRIEF)
+    assert (tmp_path / "got").read_bytes() == (tmp_path / "a.tar").read_bytes()
+    assert Weak.parts == [None, None]
+
+
+def test_what_a_server_cannot_do_is_not_asked_for_again(tmp_path):
+    with serving(tmp_path) as server:
+        server.every, server.harms = 1, ("unable",)
+        assert remote.stamp(f"{server.url}/a.tar", BRIEF) == remote.Stamp()
+        with pytest.raises(remote.Missing, match="the server says 501"):
+            remote.fetch(f"{server.url}/a.tar", io.BytesIO(), remote.Stamp(), BRIEF)
+        assert len(server.asked) == 2
 
 
 def test_an_index_beside_the_tar_saves_fetching_it(store, tmp_path):
@@ -281,6 +323,26 @@ def test_the_cache_keeps_its_limit_and_the_recently_used(store, tmp_path, monkey
         monkeypatch.setenv("CROSSLOOM_CACHE_GB", "much")
         with pytest.raises(ShardError, match="write the cache's size in GB"):
             cache.limit()
+
+
+def test_what_is_opened_in_the_cache_counts_as_used(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"a")
+    os.utime(path, (1, 1))
+    file, fetched = cache.open_cached(path, lambda f: None)
+    with file:
+        assert (file.read(), fetched) == (b"a", False)
+    assert path.stat().st_mtime > 1
+
+
+def test_only_abandoned_halves_make_room(tmp_path, monkeypatch):
+    monkeypatch.setenv("CROSSLOOM_CACHE_GB", "2e-9")
+    for name, age in (("old.tar.part", 2 * 3600), ("young.tar.part", 60), ("own.tar.part", 0)):
+        (tmp_path / name).write_bytes(b"aa")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    cache.make_room(tmp_path, 1, tmp_path / "own.tar.part")
+    assert {p.name for p in tmp_path.glob("*.part")} == {"young.tar.part", "own.tar.part"}
+    assert (tmp_path / "own.tar.part").stat().st_size == 1
 
 
 def test_a_cache_too_small_for_the_readers_is_told(store, tmp_path, monkeypatch):

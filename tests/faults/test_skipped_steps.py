@@ -13,7 +13,7 @@ from crossloom.training import checkpoint
 from crossloom.training.engine import Engine
 from crossloom.training.environment import start
 from crossloom.training.loop import RunError, train
-from crossloom.training.meters import read_journal
+from crossloom.training.meters import Meters, read_journal
 from crossloom.training.recipe import RecipeError
 from crossloom.training.replay import replay
 from crossloom.training.run import load_weights, make_stack
@@ -135,6 +135,13 @@ def test_all_processes_skip_what_one_of_them_spoils(world, tmp_path):
     assert len(line["keys"]) == 8  # of both
     weights, _ = load_weights(tmp_path / "run")
     assert all(torch.isfinite(x).all() for x in weights.values())
+
+
+def test_a_skipped_step_is_in_no_mean_norm():
+    meters = Meters(start("cpu"))
+    for sums in ({"step": {"norm": torch.tensor(2.0)}}, {}, {"step": {"norm": torch.tensor(5.0)}}):
+        meters.add(sums, {}, steps=1)
+    assert meters.report()["gradient_norm"] == 3.5
 
 
 def test_spikes_are_told_by_the_mean_of_what_was_taken():

@@ -1,6 +1,7 @@
 """Decoding: what is kept equals what would be computed anew; search against plain searches."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from crossloom.batch import AimBatch, Encoded, Stream, ViewBatch
 from crossloom.modalities.modality import Embedder, Modality, Target
-from crossloom.models.generation import Said, Search, Speaker, generate
+from crossloom.models.generation import Said, Search, Speaker, _beam, generate
 from crossloom.models.model import CrossloomModel
 from crossloom.models.plan import Attend, Feed, Layer, Plan
 from crossloom.models.presets import encoder_decoder, single_stream
@@ -233,6 +234,29 @@ def test_a_wide_beam_finds_the_best_of_all_texts(penalty, seed):
         np.testing.assert_allclose([s.score for s in texts], [s.score for s in expected], atol=1e-4)
 
 
+class Told:
+    """A speaker that knows two classes, with chances by place alone."""
+
+    def __init__(self, chances):
+        self.chances = iter(chances)
+
+    def pick(self, rows):
+        pass
+
+    def say(self, unit):
+        return torch.tensor(next(self.chances)).log().expand(len(unit), 2)
+
+
+@pytest.mark.parametrize(("early", "longest"), [(True, 1), (False, 8)])
+def test_a_search_that_is_not_early_waits_for_long_texts_that_may_win(early, longest):
+    speaker = Told([(0.3, 0.7)] * 2 + [(0.999, 0.001)] * 6)
+    search = Search(beams=2, longest=8, penalty=1.0, early=early)
+    ((best,),) = _beam(speaker, speaker.say([0, 0]), 1, search, ())
+    total = math.log(0.7) if early else 2 * math.log(0.3) + 6 * math.log(0.999)
+    assert best.units == (0,) * (0 if early else 8)
+    assert best.score == pytest.approx(total / longest, rel=1e-5)
+
+
 def plain_beam(model, image, opening, search, never=(), ahead=False):
     """Beam search over one example, written down plainly."""
     live, done = [((), 0.0)], []
@@ -279,15 +303,16 @@ def test_examples_together_are_searched_as_each_alone(plan, search, ahead):
         np.testing.assert_allclose([s.score for s in said], [s.score for s in expected], atol=1e-4)
 
 
-def test_forced_units_are_read_but_not_returned():
+@pytest.mark.parametrize("forced", [[[3], [1], [4]], [[3, 1, 2, 0], [1, 1, 4, 3], [4, 0, 0, 2]]])
+def test_forced_units_are_read_but_not_returned(forced):
     model = make("encoder-decoder", seed=2)
     search = Search(beams=2, best=2, longest=4)
-    forced = torch.tensor([3, 1, 4])
     found = generate(
-        model, "say", shown(model, IMAGES, [[0]] * 3), end=END, search=search, forced=forced
-    )
-    for image, first, said in zip(IMAGES, forced.tolist(), found, strict=True):
-        expected = plain_beam(model, image, [0, first], search)
+        model, "say", shown(model, IMAGES, [[0]] * 3), end=END, search=search,
+        forced=torch.tensor(forced).squeeze(1),
+    )  # fmt: skip
+    for image, first, said in zip(IMAGES, forced, found, strict=True):
+        expected = plain_beam(model, image, [0, *first], search)
         assert [s.units for s in said] == [s.units for s in expected]
 
 

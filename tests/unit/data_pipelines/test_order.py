@@ -93,6 +93,7 @@ def test_micro_batches_hold_every_example_once_in_each_epoch(
         (10**9, 17, 64, 1),  # a prime larger than 16 cannot be shared
         (10**9, 6, 60, 6),  # ten groups of six
         (4097, 2000, 2, 2),  # few micro-batches: one group
+        (10_000, 1021, 2, 1),  # three windows, but two groups have four micro-batches each
     ],
 )
 def test_readers_follow_from_the_size_of_a_source(total, examples, readers, together):
@@ -193,6 +194,19 @@ def test_shares_of_a_mixture_are_exact_over_a_cycle_and_counts_agree(weights, se
     for n, weight in enumerate(weights):
         assert abs(seen[str(n)] / cycle - weight / sum(weights)) < 0.005
     assert mixture.at(cycle + 7) == (mixture.at(7)[0], mixture.at(7)[1] + seen[mixture.at(7)[0]])
+
+
+@pytest.mark.parametrize(
+    ("weights", "quota"),
+    [
+        ((1, 2), [3, 7]),  # the larger remainder gets what is left
+        ((3, 3, 1), [4, 4, 2]),
+        ((1, 0, 1e6), [1, 0, 9]),  # what weighs anything has a turn
+    ],
+)
+def test_quotas_by_hand(weights, quota):
+    mixture = Mixture({str(n): w for n, w in enumerate(weights)}, seed=0, cycle=10)
+    assert mixture.quota.tolist() == quota
 
 
 def test_temperature_flattens():

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossloom.evaluation.metrics import best_ranks, flat, mean_by, recall
+from crossloom.evaluation.metrics import best_ranks, flat, mean_by, recall, run_lines
 
 
 def test_ranks_by_hand():
@@ -25,6 +25,17 @@ def test_ranks_equal_counting(queries, candidates, seed):
 def test_recall_and_median():
     found = recall(np.array([1, 1, 5, 6, 30]))
     assert found == {"r1": 0.4, "r5": 0.6, "r10": 0.8, "median_rank": 5.0}
+
+
+def test_a_run_lists_the_best_of_each_query():
+    scores = np.array([[0.25, 2.0, 1.0], [0.5, 0.5, -1.0]])
+    lines = run_lines(scores, ["q 1", "q2"], ["a", "b c", "d"], depth=2, name="my run")
+    assert lines.splitlines() == [
+        "q_1 Q0 b_c 1 2 my_run",
+        "q_1 Q0 d 2 1 my_run",
+        "q2 Q0 a 1 0.5 my_run",
+        "q2 Q0 b_c 2 0.5 my_run",
+    ]
 
 
 def test_groups_and_flattening():

@@ -14,6 +14,7 @@ from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.finetune import evaluate, finetune, make_task
 from crossloom.evaluation.task import split_of
 from crossloom.evaluation.two_pictures import beside, sentence_of
+from crossloom.evaluation.vqa import Gqa, Vqa
 from crossloom.modalities.patches import Patches
 from crossloom.models.presets import co_attention, dual_encoder, single_stream
 from crossloom.objectives.presets import itm
@@ -272,6 +273,13 @@ def test_answers_are_handed_in_and_scored(base, tmp_path, task, file, form):
     assert result.metrics["accuracy"] == pytest.approx(np.mean(scores))
     kinds = {r["kind"] for r in result.records}
     assert set(result.metrics["by_kind"]) == kinds
+
+
+def test_questions_have_the_benchmarks_own_names():
+    records = [{"id": "gqa/0012", "predicted": "red"}, {"id": "x/7b", "predicted": "no"}]
+    handed = {task: json.loads(*task().files(records).values()) for task in (Vqa, Gqa)}
+    assert [row["question_id"] for row in handed[Vqa]] == [12, "7b"]
+    assert [row["questionId"] for row in handed[Gqa]] == ["0012", "7b"]
 
 
 def test_entailment_of_pictures_learns_its_classes(base, tmp_path):

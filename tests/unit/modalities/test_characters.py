@@ -79,7 +79,7 @@ def test_windows_cover_a_long_passage_and_keep_the_question(text):
     windows = short.windows(sample("Where is the square?", long))
     question = text.decode(sample("Where is the square?"), keyed_rng(0)).content["token"][:-1]
     spans = text.vocab.spans(long)
-    begins = []
+    begins, ends = [], []
     for units in windows:
         characters = units.targets["characters"]
         assert len(units) <= 30
@@ -90,12 +90,12 @@ def test_windows_cover_a_long_passage_and_keep_the_question(text):
         token = units.content["token"][characters[:, 0] == 1]
         whole = text.vocab.encode(long)
         assert token.tolist() == whole[begins[-1] : begins[-1] + len(own)].tolist()
-        end = begins[-1] + len(own)
+        ends.append(begins[-1] + len(own))
     assert begins == list(range(0, stride * len(windows), stride))
-    assert end == len(spans)
+    assert ends[-1] == len(spans)
     # each but the last is full, so that none could have been left out
     assert all(len(u) == 30 for u in windows[:-1])
-    assert begins[-2] + len(own) < len(spans) or len(windows[-2]) == 30
+    assert ends[-2] < len(spans)
 
 
 def test_a_stride_longer_than_a_window_leaves_nothing_out(text):
@@ -129,3 +129,9 @@ def test_an_answer_outside_of_the_window_is_nowhere(text):
     begin, end = units_of_span(last.targets["characters"], span, 1)
     characters = last.targets["characters"]
     assert long[characters[begin, 1] : characters[end, 2]].strip() == "square."
+
+
+def test_an_answer_that_the_window_cuts_is_nowhere():
+    characters = np.array([[-1] * 3, [0, 0, 3], [-1] * 3, [1, 10, 14], [1, 14, 20], [-1] * 3])
+    assert units_of_span(characters, (11, 16), 1) == (3, 4)
+    assert [units_of_span(characters, span, 1) for span in ((9, 16), (11, 21))] == [(0, 0)] * 2

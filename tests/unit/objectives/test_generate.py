@@ -79,6 +79,13 @@ def test_each_unit_is_asked_for_the_next():
     assert aim.value.tolist() == [11, 12, 13, 14, 2]
 
 
+def test_what_belongs_to_another_example_is_not_said():
+    objective = ic("target", "text")
+    foreign = replace(seen(objective.view).shown, matched=False)
+    assert len(objective.aim(foreign).index) == 0
+    assert len(replace(objective, matched_only=False).aim(foreign).index) == 5
+
+
 def test_vectors_are_shifted_too():
     objective = replace(ic("target", "text"), target="vector")
     aim = objective.aim(seen(objective.view).shown)

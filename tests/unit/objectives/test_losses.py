@@ -152,6 +152,15 @@ def test_sigmoid_contrast_against_siglip_pseudocode():
     assert out["loss"].item() / 4 == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(("form", "limit"), [("softmax", 100), ("sigmoid", 1000)])
+def test_cosines_are_scaled_a_hundred_times_at_most_by_clips_form(form, limit):
+    spec = Contrast(view=View(name="v", streams=("a", "b")), pair=("a", "b"), form=form)
+    head = spec.head({}, {"a": 4, "b": 4})
+    for scale in (50, 1000):
+        head.scale.data.fill_(math.log(scale))
+        assert head.factor().item() == pytest.approx(min(scale, limit), rel=1e-5)
+
+
 @pytest.mark.parametrize("bias", [None, torch.tensor(-3.0)])
 def test_pairs_of_one_sample_and_blank_pairs_are_no_negatives(bias):
     a, b, scale = unit_rows(4, 8, 0), unit_rows(4, 8, 1), torch.tensor(5.0)

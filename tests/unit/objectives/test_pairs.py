@@ -163,6 +163,27 @@ def test_hard_negatives_are_drawn_by_the_softmax_of_scores():
     torch.testing.assert_close(share, expected, atol=0.01, rtol=0)
 
 
+def test_blank_slots_are_mined_by_nobody(world):
+    recipe = mining(world)
+    model = make_model(recipe).eval()
+    batch = batch_of(recipe, drawn="captions")
+    aim, miner = batch.aims["itm"], model.heads["itc"]
+    # all but the first two are blank: each of these is the other's only mismatch
+    weight = (torch.arange(len(aim.weight)) < 2).float()
+    few = replace(aim, weight=weight, value=torch.arange(1, len(weight) + 1))
+    out = model(replace(batch, aims={**batch.aims, "itm": few}))["itm"]
+    encoded = model.encode(batch.views["itm"])
+    own, other = torch.arange(2), torch.tensor([1, 0])
+    again, odds = _Passes(model, None).again, model.heads["itm"].predict
+    right = odds(encoded)[:2]
+    wrong = [
+        odds(again(encoded, dict(zip(miner.pair, order, strict=True))))
+        for order in ((own, other), (other, own))
+    ]
+    expected = F.softplus(-right) + F.softplus(wrong[0]) + F.softplus(wrong[1])
+    assert out["loss"].item() == pytest.approx(expected.sum().item() / 3, rel=1e-4)
+
+
 def test_a_batch_of_one_sample_has_no_negatives(world):
     recipe = mining(world)
     model = make_model(recipe).eval()
@@ -218,8 +239,9 @@ def example(number, length=3):
     )
 
 
-def test_one_of_several_streams_is_taken_and_told():
-    view = replace(tagged(mismatch=("tags", "text")), hide={})
+@pytest.mark.parametrize("rate", [0.5, 0.8])
+def test_one_of_several_streams_is_taken_and_told(rate):
+    view = replace(tagged(mismatch=("tags", "text")), hide={}, mismatch_rate=rate)
     spec = tag_contrast(view)
     assert spec.which
     examples = [example(n) for n in range(200)]
@@ -231,7 +253,7 @@ def test_one_of_several_streams_is_taken_and_told():
     assert (classes == np.where(owner["tags"] != owner["image"], 1,
                                 np.where(owner["text"] != owner["image"], 2, 0))).all()  # fmt: skip
     share = np.bincount(classes, minlength=3) / 200
-    assert np.allclose(share, [0.5, 0.25, 0.25], atol=0.1)
+    assert np.allclose(share, [1 - rate, rate / 2, rate / 2], atol=0.1)
 
 
 def test_three_ways_by_hand():
@@ -280,11 +302,11 @@ def test_which_needs_a_view_that_mismatches():
         spec.check(dict.fromkeys(STREAMS))
 
 
-def shown(matched=True, **arrays):
+def shown(matched=True, maskable=(True, True, True, True), **arrays):
     units = make_units(
         {"x": np.zeros(4)},
         targets={"class": np.array([3, 1, -1, 2]), **arrays},
-        maskable=np.array([True, True, True, True]),
+        maskable=np.array(maskable),
     )
     fate = np.array([Fate.KEEP, Fate.HIDE, Fate.HIDE, Fate.KEEP])
     return Shown(key="k", units={"image": units}, fate={"image": fate}, matched=matched, labels={})
@@ -296,6 +318,8 @@ def test_everywhere_and_trusted_as_lxmerts_code():
     everywhere = detected(view).aim(shown(matched=False, **{"class.trust": trust}))
     assert everywhere.index.tolist() == [0, 1, 3]
     assert everywhere.trust.tolist() == [0.5, 0.25, 1.0]
+    whole = shown(maskable=(False, True, True, True), **{"class.trust": trust})
+    assert detected(view).aim(whole).index.tolist() == [1, 3]  # the whole image is no region
     hidden = detected(view, everywhere=False).aim(shown(**{"class.trust": trust}))
     assert hidden.index.tolist() == [1]
     assert hidden.trust.tolist() == [0.25]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from crossloom.batch import AimBatch, Encoded, Stream, ViewBatch, fuse
-from crossloom.data_pipelines.collate import Collator, Example, exhibits
+from crossloom.data_pipelines.collate import Collator, Example, exhibit, exhibits
 from crossloom.modalities.regions import Regions
 from crossloom.models.model import CrossloomModel
 from crossloom.models.presets import single_stream
@@ -16,7 +16,7 @@ from crossloom.objectives.classify import Classify
 from crossloom.objectives.match import Match
 from crossloom.objectives.pool import Pooler
 from crossloom.objectives.rank import Rank, RankHead
-from crossloom.objectives.view import View
+from crossloom.objectives.view import Hide, View
 from crossloom.units import make_units
 
 STREAMS = ("a", "b")
@@ -104,6 +104,26 @@ def test_an_example_without_others_has_no_slot():
     assert float(rows[1].shown.units["b"].content["feature"][0, 0]) == 4.5
 
 
+def test_items_of_one_sample_are_no_others():
+    items = [replace(example(n), sample="s/0") for n in (3, 4)]
+    against = View(name="v", streams=STREAMS, against=("b",))
+    assert not exhibits(items[0], against, MODALITIES, 0, items)[0].shown.rivals
+    mismatch = View(name="v", streams=STREAMS, mismatch="b", mismatch_rate=1.0)
+    assert exhibit(items[0], mismatch, MODALITIES, 0, items).shown.matched
+    assert not exhibit(items[0], mismatch, MODALITIES, 0, [*items, example(5)]).shown.matched
+
+
+def test_swapped_units_come_from_those_that_may_be_hidden():
+    view = View(name="v", streams=("b",), hide={"b": Hide(rate=1.0, show=0, swap=1)})
+    other = example(7)
+    feature = other.units["b"].content["feature"]
+    feature[0] = 99  # of the whole image
+    whole = replace(other.units["b"], maskable=np.array([False, True]))
+    others = [replace(other, units={"b": whole})]
+    found = exhibit(example(1, units=20), view, MODALITIES, 0, others)
+    assert (found.content["b"]["feature"] == feature[1]).all()
+
+
 def encoded(rows, width=4, seed=0):
     torch.manual_seed(seed)
     stream = Stream.build({}, {}, np.arange(rows), np.zeros(rows, bool), np.ones(rows, np.int64))
@@ -126,7 +146,7 @@ def rank_head(**settings):
 def test_choice_and_triplet_by_hand(hard):
     given = encoded(6)
     for form in ("softmax", "triplet"):
-        head = rank_head(form=form, hard=hard)
+        head = rank_head(form=form, hard=hard, margin=0.35)
         logits = head.score(torch.tanh(head.pooler.dense["a"](given.states["a"])))
         score = (logits[:, 1] - logits[:, 0]).detach().double().numpy().reshape(2, 3)
         expected = 0.0
@@ -136,7 +156,7 @@ def test_choice_and_triplet_by_hand(hard):
                 every = np.exp([right, *wrong])
                 expected += weight * -np.log(every[0] / every.sum())
             else:
-                margins = [0.2 + 1 / (1 + np.exp(-w)) - 1 / (1 + np.exp(-right)) for w in wrong]
+                margins = [0.35 + 1 / (1 + np.exp(-w)) - 1 / (1 + np.exp(-right)) for w in wrong]
                 expected += weight * np.mean(np.maximum(margins, 0))
         out = head(given, aim([0, 3], [0, 0], [1.0, 0.5]))
         assert out["loss"].item() == pytest.approx(expected, rel=1e-5)

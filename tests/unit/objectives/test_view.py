@@ -53,6 +53,14 @@ def test_spans_cover_the_rate_in_runs():
     assert 2 < lengths.mean() < 8
 
 
+@pytest.mark.parametrize("law", ["geometric", "poisson"])
+def test_no_run_is_longer_than_longest(law):
+    hide = Hide(rate=0.5, show=0, swap=0, by="span", law=law, span=30, longest=4, merge=True)
+    fate, laid = draw_relaid(units(400), hide, keyed_rng(6))
+    assert (fate == Fate.HIDE).sum() == 200
+    assert (laid.fate == Fate.HIDE).sum() >= 200 / 4  # a mask for each run
+
+
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_nothing_and_everything(rate):
     hide = Hide(rate=rate, show=0, swap=0, at_least=0)

@@ -95,6 +95,20 @@ def test_a_checkpoint_without_a_part_is_refused(tmp_path):
     assert "model/w lacks what lies from 5 to 12" in reason
 
 
+def test_what_does_not_belong_to_a_checkpoint_is_named(tmp_path):
+    for step in (1, 2):
+        checkpoint.write_part(tmp_path, step, 0, {"model/w": Piece.whole(torch.zeros(3))})
+        last = checkpoint.commit(tmp_path, step, {})
+    stray = last / "rank-00001.safetensors"
+    stray.touch()
+    with pytest.raises(checkpoint.CheckpointError, match=r"rank-00001\S+: not in the manifest"):
+        checkpoint.verify(last)
+    stray.unlink()
+    checkpoint.verify(last)
+    with pytest.raises(checkpoint.CheckpointError, match="of step 2, as the whole directory"):
+        checkpoint.verify(last.rename(checkpoint.folder_of(tmp_path, 3)))
+
+
 def test_a_checkpoint_of_an_earlier_version_is_refused_with_a_way_out(tmp_path):
     old = tmp_path / "step-000000001"
     old.mkdir()

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from crossloom.training import checkpoint
 from crossloom.training.engine import Engine
 from crossloom.training.environment import start
 from crossloom.training.held import Held, figure, paced
-from crossloom.training.loop import train
+from crossloom.training.loop import _Run, train
 from crossloom.training.meters import read_journal
 from crossloom.training.quarantine import RunError
 from crossloom.training.recipe import Pace, from_yaml
@@ -56,14 +57,14 @@ def test_losses_are_the_models_own_on_the_held_shards(world):
 
 def test_measuring_changes_nothing_of_the_training(world, tmp_path):
     for name, recipe in (
-        ("with", with_held(world)),
+        ("with", replace(with_held(world), held_every=5)),
         ("without", tiny_recipe(world, contrast=True)),
     ):
         recipe = replace(recipe, plan=replace(recipe.plan, dropout=0.1))
         train(recipe, tmp_path / name, CPU)
     one, other = (tmp_path / n / "model.safetensors" for n in ("with", "without"))
     assert one.read_bytes() == other.read_bytes()
-    assert [s for s, x in curve(tmp_path / "with").items() if x] == [4, 8, 12]
+    assert [s for s, x in curve(tmp_path / "with").items() if x] == [5, 10, 12]  # the last too
 
 
 def run(world, out):
@@ -116,10 +117,22 @@ def test_a_component_rests_after_its_patience_and_returns_when_it_gets_worse():
     assert a() == 2.0
     assert a(5.0, 4.0, 3.99) == 2.0  # once without progress of 1 %
     assert a(5.0, 4.0, 3.99, 4.1) == 0.5  # twice
+    assert a(5.0, 0.0, 0.0) == 2.0
+    assert a(5.0, 0.0, 0.0, 0.0) == 0.5  # as low as it can be
     assert a(5.0, 4.0, 3.99, 4.1, 4.3) == 0.5  # worse, but not by a tenth
     assert a(5.0, 4.0, 3.99, 4.1, 4.5) == 2.0  # by more than a tenth: back
+    assert a(5.0, 4.0, 3.99, 4.1, 4.5, 4.6) == 2.0  # its patience is new
     assert a(5.0, 4.0, 3.99, 4.1, 4.5, 4.6, 4.5) == 0.5  # and to rest again
     assert a(5.0, 4.0, 3.99, 4.1, 3.0) == 0.5  # better while it rests: it stays at rest
+
+
+def test_a_pace_follows_the_weighted_sum_over_objectives(world):
+    recipe = tiny_recipe(world)
+    objectives = {**recipe.objectives, "mlm": replace(recipe.objectives["mlm"], weight=3.0)}
+    run = SimpleNamespace(recipe=replace(recipe, objectives=objectives), measured=[])
+    measured = {"captions": {"mlm": {"loss": 2.0}, "itm": {"loss": 0.5}}}
+    assert not _Run._change_pace(run, 4, measured)
+    assert run.measured == [{"captions": 6.5}]
 
 
 def test_what_a_pace_decides_is_recorded_and_a_resumed_run_decides_alike(world, tmp_path):

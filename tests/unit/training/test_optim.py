@@ -11,7 +11,7 @@ from crossloom.training.optim import Lamb, Optim, make_optimiser
 
 def test_lamb_is_the_papers_algorithm():
     """You et al. (2020), algorithm 2, written out with Python's numbers."""
-    first, second, eps, rate, decay = 0.9, 0.99, 1e-6, 0.1, 0.05
+    first, second, eps, rate, decay = 0.9, 0.99, 0.01, 0.1, 0.05
     weights, mean, square = [3.0, -4.0], [0.0, 0.0], [0.0, 0.0]
     parameter = nn.Parameter(torch.tensor(weights, dtype=torch.float64))
     optimiser = Lamb([{"params": [parameter], "weight_decay": decay}], rate, (first, second), eps)

@@ -1,4 +1,7 @@
+import json
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -6,8 +9,9 @@ from crossloom.models.presets import encoder_decoder
 from crossloom.objectives.presets import itc_queue, itm_hard
 from crossloom.objectives.view import View
 from crossloom.testing.recipes import tiny_recipe
-from crossloom.training.loop import Badness, RunError
+from crossloom.training.loop import Badness, RunError, restore
 from crossloom.training.optim import Optim, freeze, make_optimiser
+from crossloom.training.quarantine import Quarantine
 from crossloom.training.recipe import RecipeError, from_dict, from_yaml, override, to_dict, to_yaml
 from crossloom.training.run import make_model
 from crossloom.training.schedule import Schedule
@@ -202,6 +206,34 @@ def test_bad_samples_end_the_run_only_past_the_limits(recipe):
     meet(badness, 1000, 10)
     with pytest.raises(RunError, match=r"20 of 1110 samples are bad .* 20 kind"):
         meet(badness, 90, 10)
+
+
+def test_a_resumed_run_goes_on_counting(world):
+    recipe = replace(tiny_recipe(world).located(), bad_in_a_row=5, bad_share=1.0)
+    badness = Badness(recipe)
+    notes = {"bad": 30, "seen": 70, "in_a_row": 4, "kinds": {"kind": 30}}
+    restore(SimpleNamespace(notes=notes), "run/checkpoints/step-1", Mock(), recipe, badness, True)
+    meet(badness, 0, 1)
+    assert (badness.total, badness.seen, badness.kinds["kind"]) == (31, 71, 31)
+    with pytest.raises(RunError, match="6 bad samples in a row"):
+        meet(badness, 0, 1)
+
+
+def test_a_list_forgets_the_future_and_names_each_sample_once(tmp_path):
+    bad = [Defect("a.tar", key, "kind", "message") for key in "123"]
+    Quarantine(tmp_path, 0).add(3, bad[:1])
+    Quarantine(tmp_path, 1).add(5, [*bad[:2], bad[1]])
+    Quarantine(tmp_path, 1).add(6, bad[2:])
+    damaged = Defect("b.tar", "", "truncated shard", "cut")
+    Quarantine.prepare(tmp_path, 5, [damaged])
+    (path,) = tmp_path.iterdir()
+    lines = [json.loads(x) for x in path.read_text().splitlines()]
+    assert {(x["step"], x["shard"], x["key"]) for x in lines} == {
+        (0, "b.tar", ""), (3, "a.tar", "1"), (5, "a.tar", "2"),
+    }  # fmt: skip
+    assert len(lines) == 3
+    Quarantine(tmp_path, 0).add(7, bad)
+    assert len(path.read_text().splitlines()) == 4
 
 
 def test_damaged_shards_count_among_the_bad_and_every_process_ends(recipe):
