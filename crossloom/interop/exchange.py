@@ -284,7 +284,10 @@ def _written(
         else:
             results.append((name, config, theirs, tuple(noted.unused())))
     if not results:
-        raise ValueError(f"{recipe.name}: {to} has no such model ({'; '.join(reasons)})")
+        raise ValueError(
+            f"{recipe.name}: {to} has no such model ({'; '.join(reasons)}); "
+            "--to safetensors writes any run"
+        )
     if len(results) > 1:
         names = ", ".join(r[0] for r in results)
         raise ValueError(f"{recipe.name}: may be written as {names}; choose one with --family")
