@@ -362,7 +362,11 @@ def export(
 def _told(what: str, names: tuple[str, ...]) -> None:
     if names:
         some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-        console.print(f"{len(names)} weights {what}: {some}", markup=False, soft_wrap=True)
+        console.print(
+            f"{len(names)} {'weight' if len(names) == 1 else 'weights'} {what}: {some}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 @app.command()

@@ -125,7 +125,7 @@ def evaluate(
     if fresh:
         raise RecipeError(f"{file}: lacks {fresh[0]}; was it made by another recipe?")
     result = task.evaluate(model.to(environment.device), recipe, watch)
-    result = replace(result, split=task.split(recipe), selected_by=_selected_by(run, recipe))
+    result = replace(result, split=task.split(recipe), selected_by=_selected_by(run, recipe, file))
     if environment.main:
         folder = run / "results"
         folder.mkdir(exist_ok=True)
@@ -134,8 +134,11 @@ def evaluate(
     return result
 
 
-def _selected_by(run: Path, recipe: Recipe) -> str:
+def _selected_by(run: Path, recipe: Recipe, weights: Path) -> str:
     """How the weights of a run were chosen, in words."""
+    if weights.is_dir():
+        step = int(weights.name.rpartition("-")[2])
+        return f"the newest checkpoint: the run is unfinished, {step:,} of {recipe.steps:,} steps"
     if not (run / SELECTED).is_file():
         return "the last step"
     best = Best(**json.loads((run / SELECTED).read_text()))

@@ -128,6 +128,12 @@ def test_figures_beneath_a_bar_are_shown_whole(monkeypatch):
     assert "waiting 50%" in " ".join(shown.split())
 
 
+def test_the_component_whose_shards_are_missing_is_named(recipe, tmp_path):
+    code, _, said = run("pretrain", recipe, "data=.", cwd=tmp_path)
+    assert code == 2
+    assert re.search(r"error: mixture\.\w+\.shards: train-\*\.tar: no such shards", said), said
+
+
 def test_a_missing_vocabulary_says_what_to_do(recipe, tmp_path):
     code, _, said = run("pretrain", recipe, "modalities.text.vocabulary=gone.model", cwd=tmp_path)
     assert code == 2

@@ -106,8 +106,11 @@ def test_results_of_before_whose_samples_are_not_found_are_told_all_the_same(run
 def test_how_far_an_unfinished_run_came_is_told(runs):
     run = runs / "half"
     shutil.copytree(runs / "run", run)
+    (run / "model.safetensors").unlink()
     recipe = run / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("\nsteps: 1\n", "\nsteps: 2000\n"))
+    result = evaluate("sentence-retrieval", run, start("cpu"), ["languages=[en,de]"])
+    assert result.selected_by.endswith("the run is unfinished, 1 of 2,000 steps")
     write_report([run], runs / "half.html")
     assert "<li>steps<b>1 of 2,000</b></li>" in (runs / "half.html").read_text()
 
