@@ -35,16 +35,15 @@ def make(
     overwrite: Annotated[bool, typer.Option(help="Replace shards that are there.")] = False,
 ) -> None:
     """Convert a data set to shards."""
-    import yaml
-
     from crossloom.plugins import find
+    from crossloom.training.recipe import value_of
 
     options: dict[str, Any] = {}
     for assignment in option or []:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise ValueError(f"--set {assignment}: write name=value")
-        options[key.replace("-", "_")] = yaml.safe_load(value)
+        options[key.replace("-", "_")] = value_of(value)
     options |= {"examples": examples} if examples is not None else {}
     options |= {"seed": seed} if seed is not None else {}
     options |= {"overwrite": True} if overwrite else {}
