@@ -146,7 +146,7 @@ def list_recipes(
             one = overview.entry(plugin, state(plugin.name))
         except ValueError as error:
             # another package's broken recipe must not hide the others
-            rows.append(row | {"plan": f"[red]{_plain(error)}[/]"})
+            rows.append(row | {"what it is": f"[red]{_plain(error)}[/]"})
             continue
         row |= {"plan": f"{one.plan}; {one.size}", "streams": one.streams}
         row |= {"objectives": one.objectives, "parameters": one.parameters, "what it is": one.says}
@@ -190,7 +190,7 @@ def _print_tables(recipe: Any) -> None:
     from crossloom.training import sampling
     from crossloom.training.overview import tables
 
-    out, located = Console(), recipe.located()
+    out, located = Console(emoji=False), recipe.located()
     found = tables(located)
     if shares := sampling.table(located):
         found.append(("what the run meets", sampling.HEADINGS, shares))
@@ -226,10 +226,10 @@ def _listing(
     rows: Sequence[Mapping[str, str]], columns: Sequence[str], more: Sequence[str] = ()
 ) -> None:
     """A line for each row, cut where the terminal ends; whole, and with more columns, in a pipe."""
-    out = Console()
+    out = Console(emoji=False)
     terminal = out.is_terminal
     if not terminal:
-        out, columns = Console(width=4096), (*columns, *more)
+        out, columns = Console(width=4096, emoji=False), (*columns, *more)
     table = Table(expand=terminal)
     for name in columns:
         # names and numbers say nothing when they are cut: the others share the rest of the line

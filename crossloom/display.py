@@ -21,7 +21,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from crossloom.training.loop import Progress as Report
 
-console = Console(stderr=True)
+console = Console(stderr=True, emoji=False)  # the : of module:name: is no emoji
 if not console.is_terminal:
     console.width = 1000  # a log has no edge at which to wrap lines and cut tables
 

@@ -61,6 +61,7 @@ def test_module_and_script_are_the_same():
         (["pretrain", "dem"], "no recipe is called 'dem'; did you mean 'demo'?"),
         (["pretrain", "demo", "optim.rat=1"], "did you mean 'rate'?"),
         (["pretrain", "none.yaml"], "none.yaml: cannot be read"),
+        (["pretrain", "nowhere:x"], "cannot be imported from nowhere:x: No module"),
         (["finetune", "vqqa", "--from", "x"], "no task is called 'vqqa'; did you mean 'vqa'?"),
         (["finetune", "vqa", "--from", "nowhere"], "nowhere: not a run directory"),
         (["evaluate", "vqa", "--from", "nowhere"], "nowhere: not a run directory"),
