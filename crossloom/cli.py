@@ -12,6 +12,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from crossloom.cli_data import Assignments, shards, tokenizer
 from crossloom.display import console, counting, training
@@ -74,6 +75,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if _is_usage(error):
+            sys.exit(_explain_usage(error))
         status = _status(error, (ShardError, PluginError))
         if status is None:
             raise
@@ -85,16 +88,38 @@ def main() -> None:
 
 
 def _plain(error: BaseException) -> str:
-    text = getattr(error, "format_message", lambda: str(error))()
-    return str(text).replace("[", r"\[")
+    text = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    return text.replace("[", r"\[")
+
+
+def _is_usage(error: Exception) -> bool:
+    """Whether the command line itself was wrong: an error of click, or of typer's own copy."""
+    return hasattr(error, "format_message") and hasattr(error, "exit_code")
+
+
+def _explain_usage(error: Any) -> int:
+    """Say what is wrong with the command line, and where help is; its exit status."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return int(error.exit_code)
+    said = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoSuchOption" and _takes_assignments(context):
+        said += "; a field of the recipe is set without dashes: steps=100"
+    if context is not None:
+        said += f"; see {context.command_path} --help"
+    console.print("[red]error:[/]", Text(said), highlight=False, soft_wrap=True)
+    return int(error.exit_code)
+
+
+def _takes_assignments(context: Any) -> bool:
+    return context is not None and any(p.name == "assignments" for p in context.command.params)
 
 
 def _status(error: Exception, configuration: tuple[type[Exception], ...]) -> int | None:
     """Exit status of errors that are a person's business, None for those that are ours."""
-    import click
-
-    if isinstance(error, click.ClickException):
-        return error.exit_code
     if isinstance(error, configuration):
         return 2
     name = type(error).__name__
@@ -137,15 +162,15 @@ def list_recipes(
             one = overview.entry(plugin, state(plugin.name))
         except ValueError as error:
             # another package's broken recipe must not hide the others
-            rows.append(row | {"plan": f"[red]{_plain(error)}[/]"})
+            rows.append(row | {"what it is": f"[red]{_plain(error)}[/]"})
             continue
         row |= {"plan": f"{one.plan}; {one.size}", "streams": one.streams}
         row |= {"objectives": one.objectives, "parameters": one.parameters, "what it is": one.says}
         if one.state:
             row |= {"published": one.state.count(), "state": one.state.shown}
         rows.append(row)
-    some = ("recipe", "plan", "objectives", "parameters", "state")
-    rest = ("streams", "published", "what it is", "from")
+    some = ("recipe", "parameters", "what it is")
+    rest = ("plan", "objectives", "streams", "published", "state", "from")
     _listing(rows, some, rest)
 
 
@@ -181,7 +206,7 @@ def _print_tables(recipe: Any) -> None:
     from crossloom.training import sampling
     from crossloom.training.overview import tables
 
-    out, located = Console(), recipe.located()
+    out, located = Console(emoji=False), recipe.located()
     found = tables(located)
     if shares := sampling.table(located):
         found.append(("what the run meets", sampling.HEADINGS, shares))
@@ -217,15 +242,15 @@ def _listing(
     rows: Sequence[Mapping[str, str]], columns: Sequence[str], more: Sequence[str] = ()
 ) -> None:
     """A line for each row, cut where the terminal ends; whole, and with more columns, in a pipe."""
-    out = Console()
-    if not out.is_terminal:
-        out, columns = Console(width=4096), (*columns, *more)
-    table = Table()
+    out = Console(emoji=False)
+    terminal = out.is_terminal
+    if not terminal:
+        out, columns = Console(width=4096, emoji=False), (*columns, *more)
+    table = Table(expand=terminal)
     for name in columns:
-        # names and numbers say nothing when they are cut
-        entire = name in (columns[0], "parameters")
-        width = max([len(name), *(len(r.get(name, "")) for r in rows if entire)])
-        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=width)
+        # names and numbers say nothing when they are cut: the others share the rest of the line
+        entire = not terminal or name in ("family", "name", "recipe", "parameters")
+        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=None if entire else 1)
     for row in rows:
         table.add_row(*(row.get(name, "") for name in columns))
     out.print(table)
@@ -355,7 +380,11 @@ def export(
 def _told(what: str, names: tuple[str, ...]) -> None:
     if names:
         some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-        console.print(f"{len(names)} weights {what}: {some}", markup=False, soft_wrap=True)
+        console.print(
+            f"{len(names)} {'weight' if len(names) == 1 else 'weights'} {what}: {some}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 @app.command()
@@ -383,9 +412,11 @@ def compare(
 
     scores = side_by_side.compare(runs)
     head, rows = side_by_side.table(scores)
-    shown = Table(*head)
-    for row in rows:
-        shown.add_row(*row)
+    # a figure a line: a terminal has room for more lines than columns
+    systems, *rest = zip(head, *rows, strict=True)
+    shown = Table(*systems)
+    for line in rest:
+        shown.add_row(*line)
     console.print(shown)
     side_by_side.write_comparison(scores, out, side_by_side.languages(runs))
     console.print(f"wrote {out} and {out.with_suffix('.json')}")

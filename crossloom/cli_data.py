@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -32,28 +35,36 @@ def make(
     overwrite: Annotated[bool, typer.Option(help="Replace shards that are there.")] = False,
 ) -> None:
     """Convert a data set to shards."""
-    import yaml
-
     from crossloom.plugins import find
+    from crossloom.training.recipe import value_of
 
     options: dict[str, Any] = {}
     for assignment in option or []:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise ValueError(f"--set {assignment}: write name=value")
-        options[key.replace("-", "_")] = yaml.safe_load(value)
+        options[key.replace("-", "_")] = value_of(value)
     options |= {"examples": examples} if examples is not None else {}
     options |= {"seed": seed} if seed is not None else {}
     options |= {"overwrite": True} if overwrite else {}
     convert = find("source", source)
+    _check_options(source, convert, options)
     with counting(f"shards make {source}") as progress:
-        try:
-            report = convert(input, out, progress=progress, **options)
-        except TypeError as error:
-            if "unexpected keyword" not in str(error):
-                raise
-            raise ValueError(f"source {source!r}: {error}") from None
+        report = convert(input, out, progress=progress, **options)
     console.print(report)
+
+
+def _check_options(source: str, convert: Callable[..., Any], options: Iterable[str]) -> None:
+    """Refuse options that a source does not have, naming those it has."""
+    known = inspect.signature(convert).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in known):
+        return
+    has = sorted(p.name for p in known if p.name not in ("input", "out", "progress"))
+    for name in options:
+        if name not in has:
+            near = difflib.get_close_matches(name, has, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(has)}"
+            raise ValueError(f"--set {name}: source {source!r} has no such option; {hint}")
 
 
 @shards.command("index")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,24 +16,35 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 if TYPE_CHECKING:
     from crossloom.training.loop import Progress as Report
 
-console = Console(stderr=True)
+console = Console(stderr=True, emoji=False)  # the : of module:name: is no emoji
+if not console.is_terminal:
+    console.width = 1000  # a log has no edge at which to wrap lines and cut tables
 
 
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-        console=console,
-    )
+class _Bar(Progress):
+    """A bar, and its figures on lines of their own: beside it they would be cut."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if task.fields["figures"]:
+                yield Text(task.fields["figures"], style="dim")
 
 
 def figures(values: dict[str, float]) -> str:
@@ -73,11 +84,12 @@ def training(title: str) -> Iterator[Callable[[Report], None]]:
             done = max(1, report.step - first[0]) if report.step > first[0] else report.step
             left = elapsed / done * (report.steps - report.step)
             head = f"{title} {report.step}/{report.steps}"
-            console.print(f"{head} · {figures(report.values)} · left {left:.0f} s", highlight=False)
+            said = f"{head} · {figures(report.values)} · left {left:.0f} s"
+            console.print(said, highlight=False)
 
         yield line
         return
-    with _bar() as bar:
+    with _Bar() as bar:
         task = bar.add_task(title, total=None, figures="starting")
 
         def update(report: Report) -> None:
@@ -104,6 +116,6 @@ def counting(title: str) -> Iterator[Callable[[int, int | None], None]]:
         yield note
         console.print(f"{title}: {last[0]} in {time.perf_counter() - began:.1f} s", highlight=False)
         return
-    with _bar() as bar:
+    with _Bar() as bar:
         task = bar.add_task(title, total=None, figures="")
         yield lambda done, total: bar.update(task, completed=done, total=total)

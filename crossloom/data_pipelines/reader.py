@@ -153,9 +153,10 @@ def on_hand(texts: Mapping[str, Any], wanted: tuple[str, ...], name: str) -> lis
     """
     found = [x for x in (wanted or texts) if texts.get(x)]
     if not found:
-        raise BadSample(
-            "missing language", f"json {name!r} has {', '.join(texts)}, not {', '.join(wanted)}"
-        )
+        told = f"has {', '.join(texts)}, not {', '.join(wanted)}"
+        if "" in texts:
+            told = "says no language; name it as the reader's `unnamed`"
+        raise BadSample("missing language", f"json {name!r} {told}")
     return found
 
 

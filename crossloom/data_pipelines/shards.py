@@ -262,7 +262,7 @@ def expand(patterns: str | Sequence[str], root: str | Path = "") -> list[str]:
             if not found:
                 raise ShardError(
                     f"{place}: no such shards; make them with `crossloom shards make`, "
-                    "or set `data` and the component's `shards` in the recipe"
+                    "or say where they are (`data`, and a component's `shards`)"
                 )
             if wrong := [p for p in found if not p.endswith(".tar")]:
                 raise ShardError(f"{wrong[0]}: not a .tar file; shards are plain WebDataset tars")

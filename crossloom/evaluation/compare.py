@@ -195,11 +195,16 @@ def _heading(score: Score) -> str:
 
 
 def plot(scores: Sequence[Score]) -> list[str]:
-    """One SVG for each figure: every seed a dot, the mean a bar, the deviation a line."""
+    """One SVG for each figure: every seed a dot, the mean a bar, the deviation a line.
+
+    A figure of one system with one seed is told by the table.
+    """
     out = []
     for heading, figure in dict.fromkeys((_heading(s), s.figure) for s in scores):
         mine = [s for s in scores if (_heading(s), s.figure) == (heading, figure)]
         rows = {f"{s.system}, from scratch" if s.scratch else s.system: s.values for s in mine}
+        if sum(map(len, rows.values())) < 2:
+            continue
         hollow = {f"{s.system}, from scratch" for s in mine if s.scratch}
         out.append(spreads(rows, heading, hollow))
     return out

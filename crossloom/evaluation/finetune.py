@@ -10,7 +10,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from crossloom.evaluation.task import Result, Task, Watch
@@ -19,7 +18,7 @@ from crossloom.training.checkpoint import write_atomically
 from crossloom.training.environment import Environment
 from crossloom.training.held import Best
 from crossloom.training.loop import Progress, train
-from crossloom.training.recipe import Recipe, RecipeError, explain, override
+from crossloom.training.recipe import Recipe, RecipeError, explain, override, value_of
 from crossloom.training.run import SELECTED, load_weights, make_model, open_run, start_from
 
 
@@ -35,7 +34,7 @@ def make_task(name: str, assignments: Sequence[str] = ()) -> tuple[Task, list[st
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if equals and key in own:
-            mine[key] = _value(value)
+            mine[key] = value_of(value) if value else ""
         else:
             rest.append(assignment)
     cls.__pydantic_config__ = ConfigDict(extra="forbid")
@@ -52,14 +51,6 @@ def assigned(settings: Mapping[str, Any]) -> list[str]:
 
 def _settings(task: Task) -> dict[str, Any]:
     return dict(TypeAdapter(type(task)).dump_python(task, mode="json"))
-
-
-def _value(text: str) -> Any:
-    """What YAML says a text is, or the text: of shards ``{dev,test}-*.tar`` is no mapping."""
-    try:
-        return yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        return text
 
 
 def finetune_recipe(task: Task, run: str | Path, *, scratch: bool, data: str = "") -> Recipe:
@@ -128,7 +119,7 @@ def evaluate(
     if fresh:
         raise RecipeError(f"{file}: lacks {fresh[0]}; was it made by another recipe?")
     result = task.evaluate(model.to(environment.device), recipe, watch)
-    result = replace(result, split=task.split(recipe), selected_by=_selected_by(run, recipe))
+    result = replace(result, split=task.split(recipe), selected_by=_selected_by(run, recipe, file))
     if environment.main:
         folder = run / "results"
         folder.mkdir(exist_ok=True)
@@ -164,8 +155,11 @@ def _set_aside(folder: Path, name: str) -> Path:
     return aside
 
 
-def _selected_by(run: Path, recipe: Recipe) -> str:
+def _selected_by(run: Path, recipe: Recipe, weights: Path) -> str:
     """How the weights of a run were chosen, in words."""
+    if weights.is_dir():
+        step = int(weights.name.rpartition("-")[2])
+        return f"the newest checkpoint: the run is unfinished, {step:,} of {recipe.steps:,} steps"
     if not (run / SELECTED).is_file():
         return "the last step"
     best = Best(**json.loads((run / SELECTED).read_text()))

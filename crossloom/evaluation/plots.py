@@ -52,8 +52,10 @@ def curves(
         points = [(x["step"], x[key]) for x in journal if key in x]
         if points:
             axes.plot(
-                *zip(*points, strict=True), label=label, linewidth=1.6, color=f"C{number % 10}"
-            )
+                *zip(*points, strict=True), label=label, linewidth=1.6, color=f"C{number % 10}",
+                marker="o" if len(points) == 1 else "", markersize=4,  # one has no line
+            )  # fmt: skip
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("step", color=INK)
     _titled(figure, title)
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.7)
@@ -115,6 +117,9 @@ def moves(rows: Mapping[str, tuple[float, float]], title: str, labels: tuple[str
         values, places = zip(*points, strict=True) if points else ((), ())
         axes.scatter(values, places, s=26, facecolor=face, edgecolor=ACCENT, label=label, zorder=2)
     axes.set_xscale("log")
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis(lambda share, _: f"{100 * share:.3g}%")
+    axes.tick_params(which="minor", labelsize=8, colors=INK)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", color="#e5e7eb", linewidth=0.7)

@@ -207,17 +207,19 @@ def write_report(runs: Sequence[Path], page: Path) -> None:
 
 
 def _lead(recipe: Recipe) -> str:
-    streams = " + ".join(f"{s} ({m.kind})" for s, m in recipe.modalities.items())
+    kinds = {s: m.kind for s, m in recipe.modalities.items()}
+    streams = " + ".join(s if s == kind else f"{s} ({kind})" for s, kind in kinds.items())
     return f"{streams}, trained with {', '.join(recipe.objectives)}."
 
 
 def _facts(run: Path, recipe: Recipe, journal: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     weights, _ = load_weights(run)
     width = max(recipe.plan.widths.values())
+    done = int(journal[-1]["step"]) if journal else recipe.steps
     facts = [
         ("parameters", f"{sum(w.numel() for w in weights.values()) / 1e6:.2f} M"),
         ("layers × width", f"{len({n for n, _ in recipe.plan.blocks})} × {width}"),
-        ("steps", f"{recipe.steps:,}"),
+        ("steps", f"{recipe.steps:,}" if done >= recipe.steps else f"{done:,} of {recipe.steps:,}"),
         ("examples a step", f"{recipe.examples * recipe.micro}"),
     ]
     if journal:

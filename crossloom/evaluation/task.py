@@ -258,10 +258,14 @@ def other_stream(recipe: Recipe, text: str) -> str:
         RecipeError: there is none, or there are several.
     """
     others = [s for s in recipe.modalities if s != text and s not in recipe.tied]
-    if len(others) != 1:
+    if not others:
+        raise RecipeError(
+            f"{recipe.name}: the task needs a stream beside {text!r}, and the run has none"
+        )
+    if len(others) > 1:
         raise RecipeError(
             f"{recipe.name}: the task needs one stream beside {text!r}; "
-            f"there are {', '.join(others) or 'none'}: name it with image=STREAM"
+            f"there are {', '.join(others)}: name it with image=STREAM"
         )
     return others[0]
 

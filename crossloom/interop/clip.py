@@ -116,7 +116,7 @@ def fits(found: Parts, plan: Plan) -> None:
     pools = {s: contrast.pools.get(s, contrast.pool) for s in contrast.pair}
     require(contrast.form == "softmax", f"{found.head}: its form is not softmax")
     require(found.text.layout == "clip", f"{found.texts}: it is not in CLIP's vocabulary, by whose "
-            "last word text is pooled there; use --to safetensors")  # fmt: skip
+            "last word text is pooled there")  # fmt: skip
     require(pools[found.texts] == "last", f"{found.head}: text is not pooled at its last unit")
     require(pools[found.images] == "first", f"{found.head}: the image not at its class token")
     require(set(contrast.projections.values()) <= {"linear"}, f"{found.head}: projections")

@@ -158,6 +158,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             return {**content, "model_type": open_clip.MODEL_TYPES[0]}
         if isinstance(content, dict) and "model_type" in content:
             return content
+    if (folder / RECIPE).is_file():
+        raise ValueError(f"{folder}: is a run already; name it as --from, or as start=")
     raise ValueError(
         f"{folder}: no config.json with a model_type; give a folder as save_pretrained writes it"
     )
@@ -284,7 +286,10 @@ def _written(
         else:
             results.append((name, config, theirs, tuple(noted.unused())))
     if not results:
-        raise ValueError(f"{recipe.name}: {to} has no such model ({'; '.join(reasons)})")
+        raise ValueError(
+            f"{recipe.name}: {to} has no such model ({'; '.join(reasons)}); "
+            "--to safetensors writes any run"
+        )
     if len(results) > 1:
         names = ", ".join(r[0] for r in results)
         raise ValueError(f"{recipe.name}: may be written as {names}; choose one with --family")

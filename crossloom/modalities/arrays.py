@@ -26,7 +26,7 @@ def read_arrays(sample: Sample, field: str) -> dict[str, Array]:
         BadSample: missing, truncated, or neither npz nor npy.
     """
     single = {k.removesuffix(".npy").rpartition(".")[2]: k for k in sample if k.endswith(".npy")}
-    if field in sample or not single:
+    if field in sample or not _KNOWN & single.keys():
         arrays = read_npz(sample, field)
     else:
         arrays = {}
@@ -51,6 +51,8 @@ def read_arrays(sample: Sample, field: str) -> dict[str, Array]:
     return arrays
 
 
+#: Names by which members are taken for arrays of regions: a sample may have others beside them.
+_KNOWN = {"features", "boxes", "size", "probabilities", "labels", "x", "bbox"}
 _NONE = np.zeros(0)
 
 

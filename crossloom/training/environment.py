@@ -65,14 +65,17 @@ def start(device: str = "", patience: timedelta | None = None) -> Environment:
     Args:
         device: ``"cpu"``, ``"cuda"``, …; the best there is when empty.
         patience: how long processes wait for each other; torch's default when None.
+
+    Raises:
+        ValueError: torch knows no such device, or this machine does not have it.
     """
     if "RANK" in os.environ:
         # else it would train on, in a session of its own, beside the run that is started anew
         end_with_parent()
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    place = torch.device(f"{kind}:{local}" if kind == "cuda" else kind)
-    if kind == "cuda":
+    place = _device(f"{kind}:{local}" if kind == "cuda" else kind)
+    if place.type == "cuda":
         torch.cuda.set_device(place)
     if world > 1 and not dist.is_initialized():
         # gloo beside NCCL: what hosts tell each other need not wait for a device
@@ -80,6 +83,17 @@ def start(device: str = "", patience: timedelta | None = None) -> Environment:
         dist.init_process_group(backends, timeout=patience)
     rank = dist.get_rank() if dist.is_initialized() else 0
     return Environment(place, rank, world)
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name, tried with one number."""
+    try:
+        place = torch.device(name)
+        torch.zeros(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"--device {name}: not to be had here ({reason})") from None
+    return place
 
 
 def seed_torch(*key: object) -> None:

@@ -399,7 +399,10 @@ def from_yaml(path: Path) -> Recipe:
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not YAML ({error})") from None
+        told = str(error)
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            told = f"line {error.problem_mark.line + 1}: {error.problem}"
+        raise RecipeError(f"{path}: not YAML ({told})") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: not a recipe; `crossloom recipes show NAME` prints one")
     return from_dict(values, str(path))
@@ -433,7 +436,7 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
                 raise RecipeError(f"{path}: {prefix}{_unknown(part, known)}")
             if depth < len(parents):
                 node = node[part]
-        value = yaml.safe_load(text)
+        value = value_of(text)
         if isinstance(node, dict) and isinstance(node.get(last), dict) and isinstance(value, str):
             # another kind of plugin by its name alone: engine=fsdp
             node, last = node[last], "kind"
@@ -443,6 +446,14 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
             opened.append(node)
         node[int(last) if isinstance(node, list) else last] = value
     return from_dict(values, "after overrides")
+
+
+def value_of(text: str) -> Any:
+    """What YAML says a text is, or the text: ``*.tar`` and ``{dev,test}-*.tar`` are shards."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def explain(error: ValidationError, cls: type) -> str:

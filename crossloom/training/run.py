@@ -20,7 +20,7 @@ from crossloom.models.model import CrossloomModel
 from crossloom.training import checkpoint
 from crossloom.training.environment import seed_torch
 from crossloom.training.recipe import Component, Phase, Recipe, RecipeError, from_yaml, to_yaml
-from crossloom.training.sampling import expand
+from crossloom.training.sampling import expand, naming
 
 RECIPE = "recipe.yaml"
 WEIGHTS = "model.safetensors"
@@ -38,7 +38,8 @@ def make_stack(recipe: Recipe) -> Stack:
     recipe = expand(recipe)
     parts = {}
     for name, component in recipe.mixture.items():
-        parts[name] = make_part(name, component, recipe, component.shards)
+        with naming(name):
+            parts[name] = make_part(name, component, recipe, component.shards)
     mixture = Mixture(
         {n: c.weight for n, c in recipe.mixture.items()},
         seed=recipe.seed,

@@ -10,7 +10,8 @@ of weights (:func:`crossloom.training.run.continued`).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -100,7 +101,18 @@ def _filled(patterns: str | tuple[str, ...], language: str) -> str | tuple[str, 
 
 
 def _examples(name: str, component: Component, root: str) -> int:
-    return len(Source(name, open_shards(component.shards, root), component.reader))
+    with naming(name):
+        return len(Source(name, open_shards(component.shards, root), component.reader))
+
+
+@contextmanager
+def naming(component: str) -> Iterator[None]:
+    """Errors about shards begin with the key of the recipe that names them."""
+    try:
+        yield
+    except ShardError as error:
+        error.args = (f"mixture.{component}.shards: {error}",)
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)

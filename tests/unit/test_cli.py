@@ -1,7 +1,9 @@
 """The command line as a person meets it: what it prints, what it leaves, how it ends."""
 
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +12,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 import crossloom
+from crossloom import display
+from crossloom.cli import _listing
 from crossloom.testing.recipes import tiny_recipe
+from crossloom.training.loop import Progress
 from crossloom.training.recipe import from_dict, to_yaml
 
 
@@ -60,14 +66,20 @@ def test_the_version_is_said():
         (["pretrain", "dem"], "no recipe is called 'dem'; did you mean 'demo'?"),
         (["pretrain", "demo", "optim.rat=1"], "did you mean 'rate'?"),
         (["pretrain", "none.yaml"], "none.yaml: cannot be read"),
+        (["pretrain", "nowhere:x"], "cannot be imported from nowhere:x: No module"),
         (["finetune", "vqqa", "--from", "x"], "no task is called 'vqqa'; did you mean 'vqa'?"),
         (["finetune", "vqa", "--from", "nowhere"], "nowhere: not a run directory"),
         (["evaluate", "vqa", "--from", "nowhere"], "nowhere: not a run directory"),
         (["shards", "make", "worl"], "did you mean 'world'?"),
         (["shards", "make", "coco", "nowhere"], "nowhere"),
-        (["shards", "make", "world", "--set", "examplse=3"], "examplse"),
+        (["shards", "make", "world", "--set", "examplse=3"], "did you mean 'examples'?"),
         (["shards", "index", "nothing-*.tar"], "no such shards"),
         (["report", "nowhere"], "nowhere: not a run directory"),
+        (["report"], "Missing argument 'runs'; see "),
+        (["pretrian", "demo"], "Did you mean 'pretrain'?"),
+        (["evaluate", "vqa", "--form", "x"], "--form"),
+        (["pretrain", "demo", "--steps", "5"], "is set without dashes: steps=100; see "),
+        (["pretrain", "demo", "--device", "tpu"], "--device tpu: not to be had here"),
     ],
 )
 def test_configuration_errors_are_one_line_with_status_2(arguments, message, tmp_path):
@@ -76,6 +88,56 @@ def test_configuration_errors_are_one_line_with_status_2(arguments, message, tmp
     assert "Traceback" not in said
     assert code == 2
     assert not list(tmp_path.rglob("*.tar"))
+
+
+def test_a_command_without_its_verb_shows_the_verbs():
+    code, out, said = run("shards")
+    assert code == 2
+    assert "trace" in out + said
+    assert "Traceback" not in said
+
+
+def test_what_cannot_be_written_is_named(recipe, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, said = run("pretrain", recipe, "steps=1", "--out", "file/run", cwd=tmp_path)
+    assert (code, said.splitlines()[-1]) == (1, "error: file/run: Not a directory")
+
+
+def test_a_log_has_a_line_for_each_report(pretrained):
+    code, _, said = run(
+        "pretrain", pretrained / "recipe.yaml", "--out", pretrained.parent / "narrow", COLUMNS="40"
+    )
+    assert code == 0, said
+    assert any("4/4" in x and x.endswith(" s") for x in said.splitlines()), said
+
+
+def test_a_list_on_a_terminal_cuts_neither_names_nor_numbers(monkeypatch, capsys):
+    row = {"recipe": "controlled-uniter-tiny", "parameters": "0.9 M + 129 × vocabulary"}
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "90")
+    _listing([row | {"what it is": "word " * 90}], (*row, "what it is"), ("plan",))
+    said = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert all(value in said for value in row.values())
+    assert max(map(len, said.splitlines())) <= 90
+    assert "word word" in said
+
+
+def test_figures_beneath_a_bar_are_shown_whole(monkeypatch):
+    told = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    monkeypatch.setattr(display, "console", told)
+    values = {f"objective-{n}/loss": 1.0 for n in range(8)}
+    values |= {"examples_per_second": 1, "units_per_second": 1, "waiting": 0.5}
+    with display.training("a recipe with a name") as update:
+        update(Progress(10, 20, values))
+    shown = told.file.getvalue()
+    assert "10/20" in shown
+    assert "waiting 50%" in " ".join(shown.split())
+
+
+def test_the_component_whose_shards_are_missing_is_named(recipe, tmp_path):
+    code, _, said = run("pretrain", recipe, "data=.", cwd=tmp_path)
+    assert code == 2
+    assert re.search(r"error: mixture\.\w+\.shards: train-\*\.tar: no such shards", said), said
 
 
 def test_a_missing_vocabulary_says_what_to_do(recipe, tmp_path):

@@ -1,8 +1,9 @@
-r"""Tables in Parquet or Arrow files: a sample a row, from the columns that are named.
+r"""Tables: a sample a row, from the columns that are named.
 
 Reads ``.parquet``, and ``.arrow``, ``.feather`` and ``.ipc`` (with a footer or as a stream, as
-``datasets`` keeps them); the input is a folder, searched at any depth, or one file. Needs
-``pyarrow``: ``pip install 'crossloom[tables]'``::
+``datasets`` keeps them), for which ``pip install 'crossloom[tables]'`` brings ``pyarrow``; and
+``.csv``, ``.tsv`` (quotation marks are text) and ``.jsonl`` (an object a line), where a folder has
+none of the others. The input is a folder, searched at any depth, or one file::
 
     data/train-00000-of-00002.parquet       data/validation-00000-of-00001.parquet
 
@@ -41,9 +42,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from crossloom.data_pipelines.sources import arrow
+from crossloom.data_pipelines.sources import arrow, plain_rows
 from crossloom.data_pipelines.sources.cells import BadRow, Columns, sample_of, strings
 from crossloom.data_pipelines.sources.common import (
     Conversion,
@@ -57,6 +59,7 @@ from crossloom.data_pipelines.sources.languages import chosen_language, locale_c
 from crossloom.data_pipelines.write import SHARD_SIZE, sanitise
 
 _SPLIT = re.compile(r"(train|dev|val|valid|validation|test)([-_.].*)?")
+_SUFFIXES = (*arrow.SUFFIXES, *plain_rows.SUFFIXES)
 _SPLITS = {"val": "dev", "valid": "dev", "validation": "dev"}
 
 
@@ -111,14 +114,14 @@ def convert(
     )  # fmt: skip
     _check(columns, files)
     to = Conversion("table", out, shard_size=shard_size, overwrite=overwrite, progress=progress)
-    counts = [arrow.count_rows(path) for path in files]
+    counts = [_form(path).count_rows(path) for path in files]
     to.total = sum(filter(None, counts)) if None not in counts else None
     best: Counter[str] = Counter()
     with to:
         for path in files:
             name = path.relative_to(root).with_suffix("").as_posix()
             stem, where = sanitise(name), split or _split_of(path, root)
-            for number, row in enumerate(arrow.read_rows(path, columns.used()), start=1):
+            for number, row in enumerate(_form(path).read_rows(path, columns.used()), start=1):
                 place = f"{name}:{number}"
                 try:
                     sample, image, sound = sample_of(to, columns, row, language, path, place)
@@ -139,20 +142,25 @@ def convert(
     return to.report
 
 
+def _form(path: Path) -> ModuleType:
+    return plain_rows if path.suffix in plain_rows.SUFFIXES else arrow
+
+
 def _files(input: Path | None) -> tuple[Path, list[Path]]:
     if input is not None and Path(input).is_file():
         path = Path(input)
-        if path.suffix not in arrow.SUFFIXES:
-            raise SourceError(f"{path}: not a table; one ends in {', '.join(arrow.SUFFIXES)}")
+        if path.suffix not in _SUFFIXES:
+            raise SourceError(f"{path}: not a table; one ends in {', '.join(_SUFFIXES)}")
         return path.parent, [path]
-    folder = need_folder(input, "table", "*.parquet or *.arrow")
-    files = sorted(p for p in folder.rglob("*") if p.suffix in arrow.SUFFIXES and p.is_file())
+    folder = need_folder(input, "table", "*.parquet, *.csv or *.jsonl")
+    found = [p for p in folder.rglob("*") if p.suffix in _SUFFIXES and p.is_file()]
+    files = sorted([p for p in found if p.suffix in arrow.SUFFIXES] or found)
     names: dict[Path, Path] = {}
     for path in files:
         if (before := names.setdefault(path.with_suffix(""), path)) != path:
             raise SourceError(f"{path}: has the name of {before.name}; keep one of them")
     if not files:
-        raise SourceError(f"{folder}: no {', '.join('*' + x for x in arrow.SUFFIXES)} below it")
+        raise SourceError(f"{folder}: no {', '.join('*' + x for x in _SUFFIXES)} below it")
     return folder, files
 
 
@@ -169,7 +177,7 @@ def _check(columns: Columns, files: list[Path]) -> None:
     if bool(columns.question) != bool(columns.answer):
         raise SourceError("table: question_column and answer_column go together; give both")
     for path in files:
-        names = arrow.column_names(path)
+        names = _form(path).column_names(path)
         told = f"{path} has the columns {', '.join(names)}"
         if not (columns.image or columns.sound or columns.texts or columns.question):
             raise SourceError(f"{told}; say which to read, with --set text_column=… or the like")

@@ -138,6 +138,18 @@ def test_region_features_are_read_in_every_layout(layout):
     assert np.allclose(units.content["box"][:, :4] * 10, boxes)
 
 
+def test_captions_without_a_language_ask_for_one():
+    with pytest.raises(BadSample, match="says no language; name it as the reader's `unnamed`"):
+        Texts(languages=("en",)).read({"txt": b"A dog."}, 0, keyed_rng(0))
+
+
+def test_arrays_of_something_else_are_not_taken_for_regions():
+    with pytest.raises(BadSample, match=r"no 0\.regions\.npz; the sample has json, teacher\.npy"):
+        Regions(field="0.regions.npz", features=6).decode(
+            {"json": b"{}", "teacher.npy": saved(np.save, np.zeros(3))}, keyed_rng(0)
+        )
+
+
 def test_a_pickled_npy_is_never_loaded():
     bad = saved(np.save, np.array([{"a": 1}], object))
     with pytest.raises(BadSample, match="not a readable npy"):

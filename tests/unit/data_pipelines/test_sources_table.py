@@ -1,4 +1,4 @@
-"""The source table: Parquet and Arrow files."""
+"""The source table: Parquet and Arrow files, CSV, TSV and JSON lines."""
 
 from __future__ import annotations
 
@@ -196,8 +196,8 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make.put(tmp_path / "in/train.arrow", (tmp_path / "in/train.arrow").read_bytes()[:300])
     with pytest.raises(SourceError, match=r"train.arrow: not a readable arrow file"):
         table.convert(tmp_path / "in/train.arrow", out, **OPTIONS)
-    with pytest.raises(SourceError, match=r"x.csv: not a table; one ends in .parquet"):
-        table.convert(make.put(tmp_path / "x.csv", "a,b\n"), out, text_column="a")
+    with pytest.raises(SourceError, match=r"x.txt: not a table; one ends in .parquet"):
+        table.convert(make.put(tmp_path / "x.txt", "a,b\n"), out, text_column="a")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(SourceError, match=r"pip install 'crossloom\[tables\]'"):
         table.convert(path, out, **OPTIONS)
@@ -209,3 +209,49 @@ def test_the_folder_of_a_split_may_be_given_itself(tmp_path: Path, given: str) -
     write(tmp_path / "d/validation/0000.parquet", {"text": ["A dog."]})
     report = table.convert(tmp_path / given, tmp_path / "out", text_column="text")
     assert report.samples == {"dev": 1}
+
+
+PLAIN = {
+    "csv": b'\xef\xbb\xbffile,caption,n\na/0.jpg,"A dog, ""Rex"".\nIt waits.",7\na/1.jpg,\xff,8\n',
+    "tsv": b'file\tcaption\tn\na/0.jpg\tA dog, "Rex". It waits.\t7\na/1.jpg\t\xff\t8\n\n',
+    "jsonl": b'{"file": "a/0.jpg", "n": 7}\n\n{"caption": ["A dog, \\"Rex\\". It waits."], '
+    b'"file": "a/0.jpg", "n": 7}\n{"caption": "\xff", "n": 8}\n',
+}
+
+
+@pytest.mark.parametrize("form", PLAIN)
+def test_pictures_beside_a_text_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    make.put(tmp_path / "in/a/0.jpg", make.picture())
+    make.put(tmp_path / f"in/val.{form}", PLAIN[form])
+    options = {"image_column": "file", "text_column": "caption", "key_column": "n"}
+    report = table.convert(tmp_path / "in", tmp_path / "out", **options)
+    assert report.samples == {"dev": 1}
+    assert sum(found.count for found in report.skipped.values()) == (2 if form == "jsonl" else 1)
+    (sample,) = make.samples(tmp_path / "out", "dev").values()
+    (said,) = sample["json"]["texts"]["en"]
+    assert said.split() == ["A", "dog,", '"Rex".', "It", "waits."]
+    assert sample["json"]["id"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("name", "held", "message"),
+    [
+        ("x.csv", "caption,n\nA dog, it waits.,1\n", r"x.csv: row 2 has 3 cells, the first has 2"),
+        ("x.jsonl", '{"caption": "A dog."}\n{"cap', r"x.jsonl: line 2 is no JSON"),
+        ("x.jsonl", "[1]\n", r"x.jsonl: line 1 is no JSON object"),
+        ("x.csv", "", r"x.csv has the columns , and no caption"),
+    ],
+)
+def test_broken_text_files_name_the_row(tmp_path: Path, name: str, held: str, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        table.convert(make.put(tmp_path / name, held), tmp_path / "out", text_column="caption")
+    assert not list(tmp_path.rglob("*.tar"))
+
+
+def test_notes_beside_parquet_files_are_not_read(tmp_path: Path) -> None:
+    write(tmp_path / "in/train.parquet", pictures())
+    make.put(tmp_path / "in/notes.csv", "who,when\n")
+    assert table.convert(tmp_path / "in", tmp_path / "out", **OPTIONS).samples == {"train": 3}

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.show import picture
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.finetune import evaluate, finetune, make_task
+from crossloom.evaluation.plots import curves, moves
 from crossloom.evaluation.report import write_report
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
@@ -45,6 +47,7 @@ def shown(page, members):
 
 def test_another_split_is_shown_and_told(runs, world):
     page, records = report(runs, "test=dev-*.tar", "tested=[de, en]")
+    assert "scratch" not in page[page.index("<h2>Results") : page.index("<h2>How it was made")]
     assert '<td>vqa <span class="tag">dev</span></td>' in page
     assert (
         "crossloom evaluate vqa &#39;test=dev-*.tar&#39; &#39;tested=[de, en]&#39; --from run-vqa"
@@ -119,3 +122,26 @@ def test_a_result_scored_otherwise_is_kept(runs, world):
     assert {p.name: p.read_bytes() for p in second.earlier.iterdir()} == kept
     third = evaluate("vqa", run, start("cpu"), [*english, "modalities.image.limit=2"])
     assert third.earlier.name != second.earlier.name
+
+
+def test_how_far_an_unfinished_run_came_is_told(runs):
+    run = runs / "half"
+    shutil.copytree(runs / "run", run)
+    (run / "model.safetensors").unlink()
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("\nsteps: 1\n", "\nsteps: 2000\n"))
+    result = evaluate("sentence-retrieval", run, start("cpu"), ["languages=[en,de]"])
+    assert result.selected_by.endswith("the run is unfinished, 1 of 2,000 steps")
+    write_report([run], runs / "half.html")
+    assert "<li>steps<b>1 of 2,000</b></li>" in (runs / "half.html").read_text()
+
+
+def test_one_point_of_a_curve_and_shares_in_percent_can_be_read():
+    one = curves([{"step": 6, "mlm/loss": 7.0}], {"mlm/loss": "mlm"}, "Loss")
+    two = curves([{"step": n, "mlm/loss": 7.0} for n in (6, 7)], {"mlm/loss": "mlm"}, "Loss")
+    assert (one.count("fill: #1f77b4"), two.count("fill: #1f77b4")) == (2, 0)
+    steps = re.findall(r">([\d.]+)</text>", two[: two.index("matplotlib.axis_2")])
+    assert steps == ["6", "7"]
+    shares = moves({"a": (0.25, 0.5), "b": (0.75, 0.05)}, "Shares", ("data", "run"))
+    assert ">10%</text>" in shares
+    assert "10^" not in shares

@@ -230,8 +230,10 @@ def test_a_model_that_a_library_has_not_is_refused_with_the_reasons(world, tmp_p
     save_file(make_model(recipe).state_dict(), run / WEIGHTS)
     with pytest.raises(ValueError, match=r"open_clip has no such model \(open_clip: "):
         export_run(run, "open_clip", tmp_path / "out")
-    with pytest.raises(ValueError, match=r"transformers has no such model .*clip: .*vilt: "):
+    with pytest.raises(ValueError, match=r"no such model .*vilt: .*--to safetensors writes"):
         export_run(run, "transformers", tmp_path / "out")
+    with pytest.raises(ValueError, match="is a run already"):
+        import_checkpoint(str(run), tmp_path / "again")
     with pytest.raises(ValueError, match="--to onnx: there are"):
         export_run(run, "onnx", tmp_path / "out")
     with pytest.raises(ValueError, match="--family gpt9: there are"):

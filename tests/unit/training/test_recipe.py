@@ -68,6 +68,7 @@ def test_overrides_reach_every_depth(recipe):
         ("modalities.txt.limit=3", "did you mean 'text'"),
         ("steps", "write key=value"),
         ("steps=many", "valid integer"),
+        ("mixture.captions.objectives=[mlm", "valid tuple"),
         ("steps=0", "at least 1"),
         ("objectives.mlm.view.hide.text.rate=3", "0..1"),
         ("precision=fp8", "'fp32' or 'bf16'"),
@@ -76,6 +77,12 @@ def test_overrides_reach_every_depth(recipe):
 def test_wrong_overrides_name_key_and_remedy(recipe, assignment, message):
     with pytest.raises(RecipeError, match=message):
         override(recipe, [assignment])
+
+
+@pytest.mark.parametrize("shards", ["*.tar", "{a,b}-*.tar"])
+def test_patterns_of_shards_are_text(recipe, shards):
+    found = override(recipe, [f"mixture.captions.shards={shards}"])
+    assert found.mixture["captions"].shards == shards
 
 
 @pytest.mark.parametrize(
@@ -111,6 +118,9 @@ def test_an_objective_nobody_trains_is_an_error(recipe):
 def test_a_file_that_is_no_recipe(tmp_path):
     (tmp_path / "r.yaml").write_text("[1, 2]")
     with pytest.raises(RecipeError, match="not a recipe"):
+        from_yaml(tmp_path / "r.yaml")
+    (tmp_path / "r.yaml").write_text("name: x\nsteps: [1,\noptim: {")
+    with pytest.raises(RecipeError, match=r"r\.yaml: not YAML \(line 3: .*\)$"):
         from_yaml(tmp_path / "r.yaml")
     with pytest.raises(RecipeError, match=r"none\.yaml: cannot be read"):
         from_yaml(tmp_path / "none.yaml")
