@@ -39,6 +39,7 @@ from crossloom.evaluation.compare import (
 from crossloom.evaluation.finetune import evaluate
 from crossloom.evaluation.report import heat_maps
 from crossloom.plugins import listed
+from crossloom.processes import end_with_parent
 from crossloom.training.environment import start
 from crossloom.training.loop import Progress, train
 from crossloom.training.recipe import Recipe, RecipeError, load_recipe
@@ -111,7 +112,9 @@ def main(zoo: Zoo = VISION, about: str = __doc__) -> None:
         make_world(world)
         wanted = [(name, seed) for seed in range(options.seeds) for name in systems]
         with (
-            ProcessPoolExecutor(options.cores, get_context("spawn")) as pool,
+            ProcessPoolExecutor(
+                options.cores, get_context("spawn"), initializer=end_with_parent
+            ) as pool,
             counting(f"{zoo.name}: systems") as watch,
         ):
             jobs = [
