@@ -74,6 +74,8 @@ class Feed:
 
 Block = Attend | Feed
 
+Norm = Literal["pre", "post", "sandwich"]
+
 Place = tuple[int, int]  #: number of a layer, and of a block in it
 
 
@@ -92,7 +94,9 @@ class Plan:
     (its stream reads only streams that are empty or absent) receives zero.
 
     With pre-norm, a stream's last norm follows the last layer that changes it; what later layers
-    read of it is taken as it is (the memory of a decoder).
+    read of it is taken as it is (the memory of a decoder). ``sandwich`` is pre-norm whose blocks
+    also norm what they add, before it is added (CogView's Sandwich-LN, section 2.4), so that states
+    cannot grow without bound in half precision.
 
     Blocks with the same ``tied`` name share one set of weights for each stream, or one for all
     streams where they are ``shared``; the streams, the reading and the causal ones may differ.
@@ -104,9 +108,9 @@ class Plan:
     heads: int
     inner: int
     hidden: int
-    norm: Literal["pre", "post"] = "post"
+    norm: Norm = "post"
     last: Literal["each", "shared"] = "each"
-    """With pre-norm, the norm after all layers: each stream's own, or one for all."""
+    """With pre-norm and sandwich, the norm after all layers: each stream's own, or one for all."""
     activation: Literal["gelu", "gelu_tanh", "relu", "quick_gelu"] = "gelu"
     dropout: float = 0.1
     epsilon: float = 1e-5

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from crossloom.models.plan import Attend, Feed, Layer, Plan
+from crossloom.models.plan import Attend, Feed, Layer, Norm, Plan
 
-Norm = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "quick_gelu"]
 
 

@@ -150,7 +150,7 @@ def table(plan: Plan) -> list[Row]:
                     parameters=sum(sizes[n, number] for n in numbers),
                 )
             )
-    if plan.norm == "pre":
+    if plan.norm != "post":
         rows.append(
             Row(
                 layers="last",

@@ -17,8 +17,8 @@ from crossloom.modalities.patches import Patches
 from crossloom.modalities.regions import Regions
 from crossloom.modalities.speech import Speech
 from crossloom.modalities.text import Text
-from crossloom.models.plan import Plan
-from crossloom.models.presets import Norm, Tower, towers
+from crossloom.models.plan import Norm, Plan
+from crossloom.models.presets import Tower, towers
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule

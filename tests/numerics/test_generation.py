@@ -88,6 +88,8 @@ PLANS = {
     "pre-norm": (
         encoder_decoder("image", "text", layers=2, width=16, heads=2, norm="pre", dropout=0), {}),
     "both ways": (both_ways(), {}),
+    "sandwich": (
+        single_stream(STREAMS, layers=2, width=16, heads=2, norm="sandwich", dropout=0), PREFIX),
     "tied": (tied(both_ways()), {}),
     "prefix": (single_stream(STREAMS, layers=2, width=16, heads=2, dropout=0.3), PREFIX),
 }  # fmt: skip
@@ -105,8 +107,9 @@ def make(plan, ahead=False, seed=0):
     letters = dict.fromkeys(STREAMS, Letters(field="x"))
     model = CrossloomModel(letters, spec, {"say": objective})
     for name, parameter in model.named_parameters():
-        if "norm" in name or parameter.ndim < 2:
-            level = float("norm" in name and name.endswith("weight"))
+        if parameter.ndim < 2:
+            norms = ("norm" in name or ".after." in name) and name.endswith("weight")
+            level = float(norms)
             torch.nn.init.normal_(parameter, mean=level, std=0.2)
         else:
             torch.nn.init.normal_(parameter, std=0.7)

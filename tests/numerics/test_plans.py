@@ -56,7 +56,7 @@ def may_read(reader, spec, shown, options):
 
 def dense(weights, plan, x, options):
     """One example, ``x: stream -> [n, width]``, by state-dict names alone."""
-    pre, eps = plan.norm == "pre", plan.epsilon
+    pre, eps = plan.norm != "post", plan.epsilon
     changed = {
         s: max((n for n, layer in enumerate(plan.layers) for b in layer.blocks
                 if s in (b.reads if isinstance(b, Attend) else b.streams)), default=-1)
@@ -87,11 +87,16 @@ def dense(weights, plan, x, options):
             def own(part, s, at=at, spec=spec):
                 return f"{at}.{part}.{'shared' if spec.shared else s}"
 
+            def added(s, gain, own=own):
+                # CogView, figure 2: a norm on either side of what a block does
+                return norm(own("after", s), gain) if plan.norm == "sandwich" else gain
+
             if isinstance(spec, Feed):
                 for s in [s for s in spec.streams if s in x]:
                     inside = norm(own("norm", s), x[s]) if pre else x[s]
                     gain = linear(own("down", s), F.gelu(linear(own("up", s), inside)))
-                    new[s] = x[s] + gain if pre else norm(own("norm", s), x[s] + gain)
+                    total = x[s] + added(s, gain)
+                    new[s] = total if pre else norm(own("norm", s), total)
                 x = new
                 continue
             readers = [s for s in spec.reads if s in x]
@@ -118,7 +123,8 @@ def dense(weights, plan, x, options):
                 gain = torch.zeros_like(x[s])
                 if may_read(s, spec, x, options):
                     gain = linear(own("output", s), out[rows])
-                new[s] = x[s] + gain if pre else norm(own("norm", s), x[s] + gain)
+                total = x[s] + added(s, gain)
+                new[s] = total if pre else norm(own("norm", s), total)
             x = new
         last(number)
     return x
@@ -166,6 +172,16 @@ CASES = {
         single_stream(BOTH, layers=3, tied=True, norm="pre", **SMALL),
         {"text": [1, 2], "image": [2, 3]},
         PREFIX,
+    ),
+    "sandwich": (
+        single_stream(BOTH, layers=2, norm="sandwich", **SMALL),
+        {"text": [3, 5], "image": [2, 4]},
+        {"causal": BOTH, "reads": {"text": ("text",)}},
+    ),
+    "sandwich, weights of each stream's own, and an image that is not read": (
+        encoder_decoder("image", "text", layers=2, norm="sandwich", **SMALL),
+        {"image": [2, 0], "text": [4, 1]},
+        {"apart": True},
     ),
     "decoder": (
         encoder_decoder("image", "text", layers=2, **SMALL), {"image": [2, 3], "text": [4, 1]}, {},

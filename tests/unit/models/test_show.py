@@ -27,6 +27,7 @@ PLANS = {
     "one stream": single_stream(("text",)),
     "single stream, tied layers": single_stream(BOTH, tied=True),
     "single stream, one norm": replace(single_stream(BOTH, norm="pre"), last="shared"),
+    "single stream, sandwich": single_stream(BOTH, norm="sandwich"),
     "two towers": dual_encoder("text", "image"),
     "co-attention": co_attention("text", "image", image_width=1024, bridge=1024, bridge_heads=8),
     "co-attention, shared weights": cross_encoder("text", "image"),
@@ -37,7 +38,7 @@ PLANS = {
 
 @pytest.mark.parametrize("said", PLANS)
 def test_a_plan_is_told_in_words(said):
-    assert words(PLANS[said]) == said.removesuffix(", one norm")
+    assert words(PLANS[said]) == said.removesuffix(", one norm").removesuffix(", sandwich")
 
 
 def test_a_drawing_is_told_by_its_plan_streams_and_size():
