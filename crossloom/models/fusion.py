@@ -165,12 +165,13 @@ class AttendBlock(_Block):
         queries = _Rows(weights.query, spec, states, here)
         pairs = _Rows(weights.keyvalue, spec, states, filter(None, here.values()))
         causal = (*spec.causal, *layout.view.causal)
+        sparse = tuple(spec.sparse.items())
         drop = self.dropout if self.training else 0.0
         out: States = {}
         for names, these in here.items():
             q = queries.of(names).unflatten(1, (self.heads, -1))
             kv = pairs.of(these).unflatten(1, (2, self.heads, -1)) if these else None
-            rows = layout.attend(q, kv, names, these, causal, drop).flatten(1)
+            rows = layout.attend(q, kv, names, these, causal, sparse, drop).flatten(1)
             if spec.shared:
                 out |= _split(weights.output[_SHARED](rows), states, names)
             else:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from crossloom.batch import Encoded, Stream, ViewBatch
 from crossloom.modalities.modality import Embedder
-from crossloom.models.attention import Layout, to_rectangle
+from crossloom.models.attention import Layout, Sparse, on_grid, to_rectangle
 from crossloom.models.model import CrossloomModel, check_order
 from crossloom.objectives.reconstruct import ReconstructHead
 
@@ -227,6 +227,7 @@ class _Kept:
 
     keyvalue: Tensor  #: [R, L + room, 2, H, C]
     valid: Tensor  #: [R, L + room] bool
+    position: Tensor  #: [R, L + room] int64, of the units of the stream; -1 for those of others
     filled: int  #: places in use
     read: int  #: of which this many are the same for all rows of an example
 
@@ -257,6 +258,7 @@ class _Memory:
             if static:
                 kept.keyvalue = kept.keyvalue.index_select(0, rows)
                 kept.valid = kept.valid.index_select(0, rows)
+                kept.position = kept.position.index_select(0, rows)
             elif kept.filled > kept.read:
                 said = slice(kept.read, kept.filled)
                 kept.keyvalue[:, said] = kept.keyvalue[:, said].index_select(0, rows)
@@ -276,6 +278,7 @@ class _First(Layout):
         readers: tuple[str, ...],
         read: tuple[str, ...],
         causal: tuple[str, ...],
+        sparse: Sparse,
         dropout: float,
     ) -> Tensor:
         memory = self.memory
@@ -290,11 +293,12 @@ class _First(Layout):
                 _Kept(
                     keyvalue=F.pad(to_rectangle(keyvalue, where), (0, 0) * 3 + (0, grows)),
                     valid=F.pad(valid, (0, grows)),
+                    position=F.pad(self.cells(read, memory.stream), (0, grows), value=-1),
                     filled=where.longest,
                     read=where.longest,
                 )
             )
-        return super().attend(q, keyvalue, readers, read, causal, dropout)
+        return super().attend(q, keyvalue, readers, read, causal, sparse, dropout)
 
 
 class _Next(Layout):
@@ -316,6 +320,7 @@ class _Next(Layout):
         readers: tuple[str, ...],
         read: tuple[str, ...],
         causal: tuple[str, ...],
+        sparse: Sparse,
         dropout: float,
     ) -> Tensor:
         kept, new = next(self.waiting), self.new
@@ -324,6 +329,7 @@ class _Next(Layout):
             here = slice(filled, filled + new)
             kept.keyvalue[:, here] = keyvalue.unflatten(0, (-1, new))
             kept.valid[:, here] = True
+            kept.position[:, here] = self.view.streams[self.memory.stream].position.view(-1, new)
             filled += new
         mask = kept.valid[:, None, None, :filled]
         if keyvalue is not None and new > 1:
@@ -331,6 +337,9 @@ class _Next(Layout):
                 filled - new + 1
             )
             mask = mask & ~later
+        for grid in (grid for name, grid in sparse if name == self.memory.stream):
+            place = self.view.streams[self.memory.stream].position.view(-1, new)
+            mask = mask & on_grid(grid, place, kept.position[:, :filled])[:, None]
         k, v = kept.keyvalue[:, :filled].unbind(2)
         out = F.scaled_dot_product_attention(
             q.unflatten(0, (-1, new)).transpose(1, 2),

@@ -11,7 +11,7 @@ from crossloom.batch import AimBatch, Encoded, Stream, ViewBatch
 from crossloom.modalities.modality import Embedder, Modality, Target
 from crossloom.models.generation import Said, Search, Speaker, generate
 from crossloom.models.model import CrossloomModel
-from crossloom.models.plan import Attend, Feed, Layer, Plan
+from crossloom.models.plan import Attend, Feed, Grid, Layer, Plan
 from crossloom.models.presets import encoder_decoder, single_stream
 from crossloom.objectives.generate import Generate
 from crossloom.objectives.reconstruct import Reconstruct
@@ -72,6 +72,17 @@ def both_ways() -> Plan:
     )  # fmt: skip
 
 
+def on_grids(kinds) -> Plan:
+    """Layers of which each reads the text by another pattern, three units a row."""
+    plan = single_stream(STREAMS, layers=len(kinds), width=16, heads=2, norm="pre", dropout=0)
+    grids = [Grid(side=3, reads=kind, kernel=3) for kind in kinds]
+    layers = tuple(
+        Layer(blocks=(replace(layer.blocks[0], sparse={"text": grid}), layer.blocks[1]))
+        for layer, grid in zip(plan.layers, grids, strict=True)
+    )
+    return replace(plan, layers=layers)
+
+
 def tied(plan: Plan) -> Plan:
     """The same with one set of weights for all layers."""
     layers = tuple(
@@ -88,6 +99,7 @@ PLANS = {
     "pre-norm": (
         encoder_decoder("image", "text", layers=2, width=16, heads=2, norm="pre", dropout=0), {}),
     "both ways": (both_ways(), {}),
+    "grids": (on_grids(("row", "column", "convolution")), PREFIX),
     "sandwich": (
         single_stream(STREAMS, layers=2, width=16, heads=2, norm="sandwich", dropout=0), PREFIX),
     "tied": (tied(both_ways()), {}),

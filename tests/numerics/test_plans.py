@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from crossloom.batch import Stream, ViewBatch
 from crossloom.models import flops
 from crossloom.models.fusion import Fusion
-from crossloom.models.plan import Attend, Feed, Layer, Plan
+from crossloom.models.plan import Attend, Feed, Grid, Layer, Plan
 from crossloom.models.presets import co_attention, cross_encoder, encoder_decoder, single_stream
 from crossloom.objectives.view import View
 
@@ -24,8 +24,9 @@ def view(lengths, **options):
     streams = {}
     for name, length in lengths.items():
         n = sum(length)
+        position = np.concatenate([np.arange(k) for k in length])
         streams[name] = Stream.build(
-            {}, {}, np.arange(n), np.zeros(n, bool), np.array(length, np.int64)
+            {}, {}, position, np.zeros(n, bool), np.array(length, np.int64)
         )
     return ViewBatch(streams=streams, **options).to("cpu")
 
@@ -42,8 +43,25 @@ def allowed(units, spec, options):
                 ok = ok and read in options["reads"][reader]
             if read == reader and read in (*spec.causal, *options.get("causal", ())):
                 ok = ok and place <= at
+            if read == reader and read in spec.sparse:
+                grid = spec.sparse[read]
+                ok = ok and (min(at, place) < grid.first or near(grid, at, place))
             mask[i, j] = ok
     return torch.from_numpy(mask)
+
+
+def near(grid, at, place):
+    """DALL·E, figure 11, by rows and columns; the pattern runs on from a row's end to the next."""
+    cells = sorted((at - grid.first, place - grid.first))
+    (low, left), (_, right) = (divmod(c, grid.side) for c in cells)
+    if grid.reads == "row":
+        return cells[1] - cells[0] <= grid.side
+    if grid.reads == "column":
+        return left == right
+    reach = grid.kernel // 2
+    square = {(low + r) * grid.side + left + c
+              for r in range(reach + 1) for c in range(-reach, reach + 1)}  # fmt: skip
+    return cells[1] in square
 
 
 def may_read(reader, spec, shown, options):
@@ -148,6 +166,19 @@ def compare(plan, lengths, options):
     return fusion
 
 
+def on_grids(plan, side, first=1):
+    """Each layer of a single stream with another pattern for the image."""
+    kinds = ("row", "column", "convolution")
+    grids = [Grid(side=side, reads=k, kernel=3, first=first) for k in kinds]
+    return replace(
+        plan,
+        layers=tuple(
+            Layer(blocks=(replace(layer.blocks[0], sparse={"image": grid}), layer.blocks[1]))
+            for layer, grid in zip(plan.layers, grids, strict=True)
+        ),
+    )
+
+
 BOTH = ("text", "image")
 PREFIX = {"causal": ("text",), "reads": {"image": ("image",)}}
 CASES = {
@@ -182,6 +213,21 @@ CASES = {
         encoder_decoder("image", "text", layers=2, norm="sandwich", **SMALL),
         {"image": [2, 0], "text": [4, 1]},
         {"apart": True},
+    ),
+    "an image on a grid, by row, column and convolution": (
+        on_grids(single_stream(BOTH, layers=3, norm="pre", **SMALL), side=4),
+        {"text": [3, 5, 1], "image": [17, 11, 1]},
+        {"causal": BOTH, "reads": {"text": ("text",)}},
+    ),
+    "an image on a grid read both ways, without a unit before it": (
+        on_grids(single_stream(("image", "text"), layers=3, **SMALL), side=3, first=0),
+        {"image": [9, 4, 0], "text": [3, 1, 2]},
+        {},
+    ),
+    "a grid alone": (
+        on_grids(single_stream(("image",), layers=3, **SMALL), side=3, first=0),
+        {"image": [9, 4, 7]},
+        {"causal": ("image",)},
     ),
     "decoder": (
         encoder_decoder("image", "text", layers=2, **SMALL), {"image": [2, 3], "text": [4, 1]}, {},
