@@ -9,6 +9,7 @@ import torch
 
 from crossloom.batch import AimBatch, Encoded, Stream, ViewBatch
 from crossloom.modalities.modality import Embedder, Modality, Target
+from crossloom.models import presets
 from crossloom.models.generation import Said, Search, Speaker, generate
 from crossloom.models.model import CrossloomModel
 from crossloom.models.plan import Attend, Feed, Grid, Layer, Plan
@@ -75,12 +76,7 @@ def both_ways() -> Plan:
 def on_grids(kinds) -> Plan:
     """Layers of which each reads the text by another pattern, three units a row."""
     plan = single_stream(STREAMS, layers=len(kinds), width=16, heads=2, norm="pre", dropout=0)
-    grids = [Grid(side=3, reads=kind, kernel=3) for kind in kinds]
-    layers = tuple(
-        Layer(blocks=(replace(layer.blocks[0], sparse={"text": grid}), layer.blocks[1]))
-        for layer, grid in zip(plan.layers, grids, strict=True)
-    )
-    return replace(plan, layers=layers)
+    return presets.on_grids(plan, "text", [Grid(side=3, reads=k, kernel=3) for k in kinds])
 
 
 def tied(plan: Plan) -> Plan:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossloom.batch import Stream, ViewBatch
-from crossloom.models import flops
+from crossloom.models import flops, presets
 from crossloom.models.fusion import Fusion
 from crossloom.models.plan import Attend, Feed, Grid, Layer, Plan
 from crossloom.models.presets import co_attention, cross_encoder, encoder_decoder, single_stream
@@ -169,13 +169,8 @@ def compare(plan, lengths, options):
 def on_grids(plan, side, first=1):
     """Each layer of a single stream with another pattern for the image."""
     kinds = ("row", "column", "convolution")
-    grids = [Grid(side=side, reads=k, kernel=3, first=first) for k in kinds]
-    return replace(
-        plan,
-        layers=tuple(
-            Layer(blocks=(replace(layer.blocks[0], sparse={"image": grid}), layer.blocks[1]))
-            for layer, grid in zip(plan.layers, grids, strict=True)
-        ),
+    return presets.on_grids(
+        plan, "image", [Grid(side=side, reads=k, kernel=3, first=first) for k in kinds]
     )
 
 
