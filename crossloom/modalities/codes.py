@@ -92,9 +92,10 @@ class Codes(Modality):
         codes = codes[::stride].astype(np.int64)
         surplus = len(codes) - self.limit
         first = int(rng.integers(surplus + 1)) if surplus > 0 and self.crop else 0
-        return self._units(codes[first : first + self.limit])
+        return self.units(codes[first : first + self.limit])
 
-    def _units(self, codes: Array) -> Units:
+    def units(self, codes: Array) -> Units:
+        """Units of codes, int64 ``[N]``, and the one before them; of none, that one alone."""
         maskable = np.ones(len(codes), bool)
         if self.begin:
             codes = np.concatenate([[self.size], codes])
@@ -109,7 +110,7 @@ class Codes(Modality):
 
     def blank(self) -> Units:
         """Code 0."""
-        return self._units(np.zeros(1, np.int64))
+        return self.units(np.zeros(1, np.int64))
 
     def longest(self) -> int:
         """The limit, and the unit before."""

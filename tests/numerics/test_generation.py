@@ -369,3 +369,29 @@ def test_training_and_decoding_agree():
                 expected -= float(log[0, unit])
                 log = speaker.say(torch.tensor([unit]))
     assert loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_samples_score_what_the_model_gives_them(ahead):
+    model = make("grids", ahead, seed=4)
+    search = Search(temperature=2.0, best=6, longest=5, shortest=1, penalty=0.5)
+    texts = [[0], [0, 3, 1], [0, 2]]
+    view = shown(model, IMAGES, texts)
+    found = generate(model, "say", view, end=END, search=search, never=(0,))
+    lengths = set()
+    for image, text, said in zip(IMAGES, texts, found, strict=True):
+        assert [s.score for s in said] == sorted((s.score for s in said), reverse=True)
+        assert len({s.units for s in said}) > 1
+        for one in said:
+            assert 1 <= len(one.units) <= 5
+            assert not {0, END} & set(one.units)
+            units = [*one.units, *([END] if len(one.units) < 5 else [])]
+            lengths.add(len(units))
+            total = sum(
+                float(anew(model, image, [*text, *units[:n]], ahead)[unit])
+                for n, unit in enumerate(units)
+            )
+            assert one.score == pytest.approx(total / len(units) ** 0.5, abs=1e-4)
+    assert len(lengths) > 1
+    others = generate(model, "say", view, end=END, search=replace(search, seed=1), never=(0,))
+    assert [[s.units for s in x] for x in others] != [[s.units for s in x] for x in found]
