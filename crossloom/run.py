@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from crossloom.data_pipelines.collate import Example
+from crossloom.evaluation.draw import Drawing, draw, drawn_by
 from crossloom.evaluation.features import features
 from crossloom.evaluation.predict import evaluation_collator
 from crossloom.evaluation.say import Sentence, opening, said_by, say
+from crossloom.modalities.codebook import Codebook
+from crossloom.modalities.codebook import load as load_codebook
 from crossloom.models.generation import Search
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.view import View
@@ -90,20 +93,60 @@ class Loaded:
             ValueError: the objective says nothing, or streams are missing.
         """
         stream, text = said_by(self.model, self.recipe, objective)
+        examples = self._needed(objective, stream, streams)
+        first = text.blank()
+        if language:
+            passage = (Passage(language, "a"),)
+            first = opening(text.decode({text.field: passage}, keyed_rng("say")))
+        examples = [replace(e, units={**e.units, stream: first}) for e in examples]
+        return say(self.model, self.recipe, objective, examples, search)
+
+    def draw(
+        self,
+        objective: str,
+        search: Search | None = None,
+        *,
+        codebook: str | Path | Codebook = "",
+        given: Sequence[Sequence[int]] | None = None,
+        **streams: Sequence[Any],
+    ) -> list[list[Drawing]]:
+        """Pictures that an objective says code by code, of captions.
+
+        Args:
+            objective: one that generates codes.
+            search: greedy when None; ``Search(temperature=1.0, top_p=0.9, best=4)`` draws four.
+            codebook: what the codes look like (``codebook.npy`` of ``shards make codes``); without
+                it there are codes alone.
+            given: the first codes of each picture, equally many; none when None.
+            streams: the other streams of the objective's view, as for :meth:`encode`.
+
+        Returns:
+            For each example its pictures, the likeliest first.
+
+        Raises:
+            ValueError: the objective says no codes, streams are missing, or what is given does not
+                fit.
+        """
+        stream, _ = drawn_by(self.model, self.recipe, objective)
+        examples = self._needed(objective, stream, streams)
+        book = codebook if isinstance(codebook, Codebook) else None
+        if book is None and codebook:
+            book = load_codebook(Path(str(codebook)))
+        return draw(
+            self.model, self.recipe, objective, examples, search, given=given, codebook=book
+        )
+
+    def _needed(
+        self, objective: str, stream: str, streams: Mapping[str, Sequence[Any]]
+    ) -> list[Example]:
+        """Examples of all streams that an objective reads to say one."""
         needed = set(self.recipe.objectives[objective].view.streams) - {stream}
         if needed != set(streams) or len({len(v) for v in streams.values()}) != 1:
             raise ValueError(
                 f"{objective!r} needs values for {', '.join(sorted(needed))}, alike many"
             )
-        first = text.blank()
-        if language:
-            passage = (Passage(language, "a"),)
-            first = opening(text.decode({text.field: passage}, keyed_rng("say")))
-        examples = []
-        for number in range(len(next(iter(streams.values())))):
-            given = self._example(number, {s: v[number] for s, v in streams.items()})
-            examples.append(replace(given, units={**given.units, stream: first}))
-        return say(self.model, self.recipe, objective, examples, search)
+        count = len(next(iter(streams.values())))
+        return [self._example(n, {s: v[n] for s, v in streams.items()}) for n in range(count)]
 
     def _example(self, number: int, values: Mapping[str, Any]) -> Example:
         units = {}

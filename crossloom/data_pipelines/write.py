@@ -200,7 +200,7 @@ class ShardWriter:
 
 
 class ShardSet:
-    """Shards of several prefixes, and text files beside them, that appear together or not at all.
+    """Shards of several prefixes, and files beside them, that appear together or not at all.
 
     Use as a context manager. The files are renamed last, after the shards.
     """
@@ -292,11 +292,11 @@ class ShardSet:
             tars.close()
         tars.add(key, data, size)
 
-    def add_file(self, name: str, text: str, *, renewed: bool = False) -> None:
-        """Put a UTF-8 text file beside the shards.
+    def add_file(self, name: str, content: str | bytes, *, renewed: bool = False) -> None:
+        """Put a file beside the shards.
 
         Args:
-            name, text: of the file.
+            name, content: of the file; text is written as UTF-8.
             renewed: it takes the place of one that says something else; others do so with
                 ``overwrite`` alone.
 
@@ -304,7 +304,7 @@ class ShardSet:
             WriteError: the disk is full or fails.
         """
         with _failing(self.out / name), _create(self._staging() / name) as file:
-            file.write(text.encode("utf-8"))
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             _sync(file)
         self._files.append(name)
         if not renewed:

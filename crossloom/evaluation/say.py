@@ -29,13 +29,23 @@ def said_by(model: CrossloomModel, recipe: Recipe, objective: str) -> tuple[str,
     Raises:
         RecipeError: there is no such objective, or it says no text.
     """
+    stream = stream_said(model, recipe, objective)
+    text = recipe.modalities[stream]
+    if not isinstance(text, Text):
+        raise RecipeError(f"{recipe.name}: {stream!r} is no text, but {text.kind}")
+    return stream, text
+
+
+def stream_said(model: CrossloomModel, recipe: Recipe, objective: str) -> str:
+    """The stream that an objective says.
+
+    Raises:
+        RecipeError: there is no such objective, or it says nothing.
+    """
     head = dict(model.heads.items()).get(objective)
     if not isinstance(head, ReconstructHead):
         raise RecipeError(f"{recipe.name}: no objective {objective!r} says anything")
-    text = recipe.modalities[head.stream]
-    if not isinstance(text, Text):
-        raise RecipeError(f"{recipe.name}: {head.stream!r} is no text, but {text.kind}")
-    return head.stream, text
+    return head.stream
 
 
 def say(

@@ -25,7 +25,8 @@ from crossloom.units import Array, BadSample, Fate, Sample, Units, make_units
 class Codes(Modality):
     """Numbers ``0..size-1`` of a codebook, from an ``npy`` of integers ``[N]``.
 
-    Content and target ``code``. A hidden code shows the mask, a swapped one a random other code.
+    With a ``side`` they lie on a grid, row by row, and ``[rows, side]`` is read too. Content and
+    target ``code``. A hidden code shows the mask, a swapped one a random other code.
     """
 
     kind: ClassVar[str] = "codes"
@@ -40,8 +41,14 @@ class Codes(Modality):
     """Every so many-th code is taken, drawn from 1..stride for each visit (VideoBERT: 5, so that
     one model sees slow and fast; section 4.2)."""
     begin: bool = True
-    """Put a unit before the codes that is never hidden: VideoBERT's ``[>]``, and what heads that
-    score the example read."""
+    """Put a unit before the codes that is never hidden: VideoBERT's ``[>]``, CogView's ``[BOI1]``,
+    from which the first code is said, and what heads that score the example read."""
+    side: int = 0
+    """Codes of a row of the grid that they lie on: their place is then the sum of a vector for the
+    row and one for the column (DALL·E, appendix B.1), and the unit before them has none. 0 for a
+    vector of each place."""
+    norm: bool = True
+    """A layer norm over the embedding; pre-norm Transformers leave it to their layers."""
     codebook: str = ""
     """Any name (or hash) of the codebook: runs of different ones are not mixed up."""
     dropout: float = 0.1
@@ -51,6 +58,12 @@ class Codes(Modality):
             raise ValueError(
                 f"size {self.size}, limit {self.limit} and stride {self.stride} must be at least 1"
             )
+        if self.side < 0 or (self.side and (self.limit % self.side or self.stride > 1)):
+            raise ValueError(
+                f"side {self.side}: limit {self.limit} must be whole rows of it, and stride 1"
+            )
+        if self.side and self.crop:
+            raise ValueError("side and crop: a stretch of a grid does not begin with a row")
 
     def decode(self, sample: Sample, rng: np.random.Generator) -> Units:
         """A stretch of the sample's codes.
@@ -62,8 +75,11 @@ class Codes(Modality):
         codes = _read(sample, self.field)
         if codes.dtype.kind not in "iu":
             raise BadSample("wrong type", f"{self.field}: {codes.dtype}; expected integers")
+        if self.side and codes.ndim == 2 and codes.shape[1] == self.side:
+            codes = codes.reshape(-1)
         if codes.ndim != 1:
-            raise BadSample("wrong shape", f"{self.field}: {list(codes.shape)}; expected [N]")
+            grid = f" or [rows, {self.side}]" if self.side else ""
+            raise BadSample("wrong shape", f"{self.field}: {list(codes.shape)}; expected [N]{grid}")
         if len(codes) == 0:
             raise BadSample("empty stream", f"{self.field}: no codes")
         if int(codes.min()) < 0 or int(codes.max()) >= self.size:
@@ -76,9 +92,10 @@ class Codes(Modality):
         codes = codes[::stride].astype(np.int64)
         surplus = len(codes) - self.limit
         first = int(rng.integers(surplus + 1)) if surplus > 0 and self.crop else 0
-        return self._units(codes[first : first + self.limit])
+        return self.units(codes[first : first + self.limit])
 
-    def _units(self, codes: Array) -> Units:
+    def units(self, codes: Array) -> Units:
+        """Units of codes, int64 ``[N]``, and the one before them; of none, that one alone."""
         maskable = np.ones(len(codes), bool)
         if self.begin:
             codes = np.concatenate([[self.size], codes])
@@ -93,7 +110,7 @@ class Codes(Modality):
 
     def blank(self) -> Units:
         """Code 0."""
-        return self._units(np.zeros(1, np.int64))
+        return self.units(np.zeros(1, np.int64))
 
     def longest(self) -> int:
         """The limit, and the unit before."""
@@ -114,7 +131,7 @@ class Codes(Modality):
         return {**units.content, "code": code}
 
     def embedder(self, width: int) -> CodeEmbedder:
-        """Sum of code and position, layer norm, dropout."""
+        """Sum of code and position, layer norm where there is one, dropout."""
         return CodeEmbedder(self, width)
 
     def identity(self) -> str:
@@ -137,15 +154,20 @@ def _read(sample: Sample, field: str) -> Array:
 
 
 class CodeEmbedder(Embedder):
-    """One table for codes, the unit before them and the mask; one for positions."""
+    """Tables of codes, of the unit before them and the mask, and of places, or rows and columns."""
 
     def __init__(self, spec: Codes, width: int) -> None:
         super().__init__()
         self.size = spec.size
         self.code = nn.Embedding(spec.size, width)
         self.special = nn.Embedding(2, width)  # before the codes; mask
-        self.position = nn.Embedding(spec.longest(), width)
-        self.norm = nn.LayerNorm(width)
+        self.side, self.first = spec.side, int(spec.begin)
+        if spec.side:
+            self.row = nn.Embedding(spec.limit // spec.side, width)
+            self.column = nn.Embedding(spec.side, width)
+        else:
+            self.position = nn.Embedding(spec.longest(), width)
+        self.norm = nn.LayerNorm(width) if spec.norm else nn.Identity()
         self.dropout = nn.Dropout(spec.dropout)
 
     def forward(self, stream: Stream) -> Tensor:
@@ -154,7 +176,15 @@ class CodeEmbedder(Embedder):
         plain = self.code(code.clamp(max=self.size - 1))
         special = self.special(stream.hidden.to(code.dtype))
         x = torch.where((stream.hidden | (code == self.size))[:, None], special, plain)
-        return self.dropout(self.norm(x + self.position(stream.position)))
+        return self.dropout(self.norm(x + self._place(stream.position)))
+
+    def _place(self, position: Tensor) -> Tensor:
+        if not self.side:
+            out: Tensor = self.position(position)
+            return out
+        cell = (position - self.first).clamp(min=0)
+        place = self.row(cell // self.side) + self.column(cell % self.side)
+        return place * (position >= self.first)[:, None]
 
     def tied(self, target: str) -> Tensor | None:
         """The table of codes, for the target ``code``."""

@@ -4,8 +4,8 @@ Queries are the units of one or more streams laid end to end, keys those of the 
 A :class:`Together` says where each example's units of several streams lie, once per view.
 Two back ends give the same numbers: a padded masked one (any device), and variable-length kernels
 (``torch.nn.attention.varlen``, CUDA with bf16 or fp16) when nothing is masked inside an example,
-or all that is masked is what a lone stream would read of its own future; without dropout of
-weights, and for heads as wide as the kernels take.
+or all that is masked is what a lone stream would read of its own future (no grid's pattern);
+without dropout of weights, and for heads as wide as the kernels take.
 
 Legend: E examples, N units laid flat, L longest example, H heads, C width of a head.
 """
@@ -21,6 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossloom.batch import Stream, ViewBatch
+from crossloom.models.plan import Grid
+
+#: Streams that read a part of their own units, with the pattern.
+Sparse = tuple[tuple[str, Grid], ...]
 
 #: Whether the kernel has a flag for reading no later unit; it has windows since torch 2.11. Its
 #: signature would tell, but looking takes a second of every process that starts.
@@ -154,6 +158,7 @@ class Layout:
         readers: tuple[str, ...],
         read: tuple[str, ...],
         causal: tuple[str, ...],
+        sparse: Sparse,
         dropout: float,
     ) -> Tensor:
         """What each reader gathers, ``[Nq, H, C]``; where units are said, keys are kept here.
@@ -163,11 +168,12 @@ class Layout:
             keyvalue: ``[Nk, 2, H, C]``, units of ``read`` end to end; None when there are none.
             readers, read: stream names.
             causal: streams whose units read no later unit of their own stream.
+            sparse: streams whose units read a part of their own stream.
             dropout: of attention weights.
         """
         assert keyvalue is not None
         k, v = keyvalue.unbind(1)
-        return attention(q, k, v, self, readers, read, causal, dropout)
+        return attention(q, k, v, self, readers, read, causal, sparse, dropout)
 
     def together(self, names: tuple[str, ...]) -> Together:
         """Where the units of these streams lie."""
@@ -180,16 +186,24 @@ class Layout:
         return any(self.view.streams[n].real is not None for n in names)
 
     def mask(
-        self, queries: tuple[str, ...], keys: tuple[str, ...], causal: tuple[str, ...]
+        self,
+        queries: tuple[str, ...],
+        keys: tuple[str, ...],
+        causal: tuple[str, ...],
+        sparse: Sparse = (),
     ) -> Tensor | None:
         """What may be read: bool, broadcastable to ``[E, 1, Lq, Lk]``; None when all of it."""
-        signature = (queries, keys, causal)
+        signature = (queries, keys, causal, sparse)
         if signature not in self._mask:
             self._mask[signature] = self._make_mask(*signature)
         return self._mask[signature]
 
     def _make_mask(
-        self, queries: tuple[str, ...], keys: tuple[str, ...], causal: tuple[str, ...]
+        self,
+        queries: tuple[str, ...],
+        keys: tuple[str, ...],
+        causal: tuple[str, ...],
+        sparse: Sparse,
     ) -> Tensor | None:
         k = self.together(keys)
         mask = None if k.full else k.valid[:, None, None, :]
@@ -207,7 +221,24 @@ class Layout:
         if causal:
             allowed = ~self._later(queries, keys, causal).view(shape)
             mask = allowed if mask is None else allowed & mask
+        for name, grid in sparse:
+            q_place, k_place = (self.cells(n, name) for n in (queries, keys))
+            # places without a unit read whatever there is: a softmax over nothing has no gradient
+            q_place = q_place.masked_fill(~self.together(queries).valid, -1)
+            allowed = on_grid(grid, q_place, k_place).view(shape)
+            mask = allowed if mask is None else allowed & mask
         return mask
+
+    def cells(self, names: tuple[str, ...], stream: str) -> Tensor:
+        """Of each place: the position of its unit in a stream, -1 for units of others, [E, L]."""
+        shown = [self.view.streams[n] for n in names]
+        return self._spread(
+            [
+                s.position if n == stream else torch.full_like(s.position, -1)
+                for n, s in zip(names, shown, strict=True)
+            ],
+            names,
+        )
 
     def unseen(self, names: tuple[str, ...]) -> bool:
         """Whether other streams must not read some units of these."""
@@ -286,6 +317,7 @@ def attention(
     queries: tuple[str, ...],
     keys: tuple[str, ...],
     causal: tuple[str, ...] = (),
+    sparse: Sparse = (),
     dropout: float = 0.0,
 ) -> Tensor:
     """Scaled dot-product attention inside each example.
@@ -296,26 +328,28 @@ def attention(
         layout: of the view.
         queries, keys: stream names, in the order in which units are laid.
         causal: streams whose units read no later unit of their own stream.
+        sparse: streams whose units read a part of their own stream.
         dropout: of attention weights.
 
     Returns:
         ``[Nq, H, C]``; zero for units that have nothing to read.
     """
     causal = tuple(c for c in causal if c in queries and c in keys)
+    sparse = tuple((s, grid) for s, grid in sparse if s in queries and s in keys)
     to, of = layout.together(queries), layout.together(keys)
     if not (to.longest and of.longest):
         # no unit to read, or none that reads: zero, and a gradient of zero for every weight
         return q * 0 + (k.sum() + v.sum()) * 0
     if layout.record is not None:
-        mask = layout.mask(queries, keys, causal)
+        mask = layout.mask(queries, keys, causal, sparse)
         layout.record.append(Attention(queries, keys, _weights(q, k, to, of, mask), to, of))
     fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= _WIDEST
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and not dropout and fits:
-        restricted = layout.roomy(keys) or layout.view.across or layout.unseen(keys)
+        restricted = layout.roomy(keys) or layout.view.across or layout.unseen(keys) or sparse
         # beside other streams, a causal one would need a mask of its own
         if not restricted and (not causal or causal == queries == keys):
             return varlen(q, k, v, to, of, causal=bool(causal))
-    mask = layout.mask(queries, keys, causal)
+    mask = layout.mask(queries, keys, causal, sparse)
     out = F.scaled_dot_product_attention(
         to_rectangle(q, to).transpose(1, 2),
         to_rectangle(k, of).transpose(1, 2),
@@ -332,6 +366,29 @@ def attention(
         return out  # every unit reads at least itself
     empty = (of.length == 0)[torch.cat([layout.view.streams[n].example for n in queries])]
     return out.masked_fill(empty[:, None, None], 0)
+
+
+def on_grid(grid: Grid, query: Tensor, key: Tensor) -> Tensor:
+    """Pairs of positions of which the first may read the second.
+
+    Args:
+        grid: the pattern.
+        query: ``[E, Lq]`` positions in the stream; what is no unit of it lies before the grid.
+        key: ``[E, Lk]`` likewise.
+
+    Returns:
+        ``[E, Lq, Lk]`` bool.
+    """
+    query, key = query - grid.first, key - grid.first
+    apart = (query[:, :, None] - key[:, None, :]).abs()
+    if grid.reads == "row":
+        read = apart <= grid.side
+    elif grid.reads == "column":
+        read = apart % grid.side == 0
+    else:
+        reach = grid.kernel // 2
+        read = ((apart + reach) % grid.side < grid.kernel) & (apart <= reach * (grid.side + 1))
+    return read | (query < 0)[:, :, None] | (key < 0)[:, None, :]
 
 
 def _weights(q: Tensor, k: Tensor, to: Together, of: Together, mask: Tensor | None) -> Tensor:

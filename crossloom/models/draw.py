@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from crossloom.models.plan import Attend, Block, Plan
-from crossloom.models.show import Run, folded, lent, reading, size
+from crossloom.models.show import Run, folded, lent, patterns, reading, size
 
 # sizes in pixels; y grows upward until the drawing is written
 WIDE, GAP, MARGIN = 188, 56, 34
@@ -106,6 +106,8 @@ def _block(sheet: _Sheet, run: Run, number: int, block: Block, y: float) -> None
     facts = [size(plan, block)]
     if of := lent(plan, run, number):
         facts = [f"weights of layer{'' if of.isdigit() else 's'} {of}"]
+    if some := patterns(plan, run, number):
+        facts.append(some)
     if not isinstance(block, Attend):
         together = block.shared and len(block.streams) > 1
         for streams in [block.streams] if together else [(s,) for s in block.streams]:

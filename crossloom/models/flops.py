@@ -2,7 +2,7 @@
 
 Counted are matrix products: of the layers, of embedders and of heads. What is done beside the
 training of them is not: slow encoders, passes made anew, activations made again in backward. Causal
-attention is counted in full, as kernels' figures are.
+attention is counted in full, as kernels' figures are, and so is what a grid's pattern masks.
 """
 
 from __future__ import annotations

@@ -99,13 +99,15 @@ def _split(x: Tensor, states: Mapping[str, Tensor], names: Names) -> States:
 
 
 class _Block(nn.Module):
-    """What blocks have in common: where their weights are, residual and norm."""
+    """What blocks have in common: where their weights are, residual and norms."""
 
     norm: nn.ModuleDict
+    after: nn.ModuleDict  #: norms of what is added; empty but for sandwich
 
     def __init__(self, plan: Plan, place: Place, home: nn.Module | None) -> None:
         super().__init__()
-        self.pre, self.dropout = plan.norm == "pre", plan.dropout
+        self.pre, self.dropout = plan.norm != "post", plan.dropout
+        self.sandwich = plan.norm == "sandwich"
         # in a tuple, the other block's weights do not become a part of this one
         self._home = () if home is None else (home,)
 
@@ -115,8 +117,10 @@ class _Block(nn.Module):
         return self._home[0] if self._home else self
 
     def _sum(self, state: Tensor, gain: Tensor, owner: str) -> Tensor:
-        total = state + F.dropout(gain, self.dropout, self.training)
-        return total if self.pre else self.weights.norm[owner](total)
+        gain = F.dropout(gain, self.dropout, self.training)
+        if self.sandwich:
+            gain = self.weights.after[owner](gain)
+        return state + gain if self.pre else self.weights.norm[owner](state + gain)
 
 
 class AttendBlock(_Block):
@@ -134,6 +138,7 @@ class AttendBlock(_Block):
         self.keyvalue = _each(plan, place, lambda _, b: b.read, lambda w: nn.Linear(w, 2 * inner))
         self.output = _each(plan, place, lambda _, b: b.readers, lambda w: nn.Linear(inner, w))
         self.norm = _each(plan, place, lambda p, b: _normed(plan, p, b), _norm(plan))
+        self.after = _after(plan, place)
 
     def forward(self, states: States, layout: Layout) -> States:
         """New states; streams that read nothing here are passed on as they are."""
@@ -160,12 +165,13 @@ class AttendBlock(_Block):
         queries = _Rows(weights.query, spec, states, here)
         pairs = _Rows(weights.keyvalue, spec, states, filter(None, here.values()))
         causal = (*spec.causal, *layout.view.causal)
+        sparse = tuple(spec.sparse.items())
         drop = self.dropout if self.training else 0.0
         out: States = {}
         for names, these in here.items():
             q = queries.of(names).unflatten(1, (self.heads, -1))
             kv = pairs.of(these).unflatten(1, (2, self.heads, -1)) if these else None
-            rows = layout.attend(q, kv, names, these, causal, drop).flatten(1)
+            rows = layout.attend(q, kv, names, these, causal, sparse, drop).flatten(1)
             if spec.shared:
                 out |= _split(weights.output[_SHARED](rows), states, names)
             else:
@@ -185,6 +191,13 @@ def _norm(plan: Plan) -> Callable[[int], nn.Module]:
     return lambda width: nn.LayerNorm(width, eps=plan.epsilon)
 
 
+def _after(plan: Plan, place: Place) -> nn.ModuleDict:
+    """Norms of what a block adds to the streams that it changes."""
+    if plan.norm != "sandwich":
+        return nn.ModuleDict()
+    return _each(plan, place, lambda _, b: b.changes, _norm(plan))
+
+
 class FeedBlock(_Block):
     """Feed-forward network with residual and norm."""
 
@@ -198,6 +211,7 @@ class FeedBlock(_Block):
         self.up = _each(plan, place, lambda _, b: b.streams, lambda w: nn.Linear(w, hidden))
         self.down = _each(plan, place, lambda _, b: b.streams, lambda w: nn.Linear(hidden, w))
         self.norm = _each(plan, place, lambda _, b: b.streams, _norm(plan))
+        self.after = _after(plan, place)
 
     def forward(self, states: States, layout: Layout) -> States:
         """New states of the streams named."""
@@ -241,14 +255,14 @@ class FusionLayer(nn.Module):
 
 
 class Fusion(nn.Module):
-    """All layers of a plan; with pre-norm, a last norm for each stream, or one for all."""
+    """All layers of a plan; with pre-norm or sandwich, a last norm for each stream, or for all."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         for number in range(len(plan.layers)):
             self.layers.append(FusionLayer(plan, number, self.layers))
-        widths = plan.widths if plan.norm == "pre" else {}
+        widths = {} if plan.norm == "post" else plan.widths
         #: by stream, the name of its last norm
         self.closing = {s: _SHARED if plan.last == "shared" else s for s in widths}
         self.last = nn.ModuleDict({self.closing[s]: _norm(plan)(w) for s, w in widths.items()})

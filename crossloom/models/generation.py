@@ -1,4 +1,4 @@
-"""Saying a stream unit by unit: greedy and beam search over any plan, with keys and values kept.
+"""Saying a stream unit by unit over any plan, with keys and values kept: searched, or sampled.
 
 What is read is computed once: the first pass runs the whole view, with the opening of the stream
 that is said, and keeps the keys and values of every attention in which that stream reads. Further
@@ -20,15 +20,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from crossloom.batch import Encoded, Stream, ViewBatch
 from crossloom.modalities.modality import Embedder
-from crossloom.models.attention import Layout, to_rectangle
+from crossloom.models.attention import Layout, Sparse, on_grid, to_rectangle
 from crossloom.models.model import CrossloomModel, check_order
 from crossloom.objectives.reconstruct import ReconstructHead
+from crossloom.units import keyed_rng
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,20 +47,34 @@ class Search:
     """A finished row scores its summed log probability over its length to this power, the end
     counted: above 0 favours long ones, 0 is the plain sum."""
     best: int = 1
-    """Continuations returned for each example, at most ``beams``."""
+    """Continuations returned for each example, at most ``beams``; samples, any number."""
     early: bool = True
     """Stop when ``beams`` rows have finished; else when none that goes on can win any more."""
+    temperature: float = 0.0
+    """Above 0, units are drawn, not searched for: from probabilities whose logarithms are divided
+    by this."""
+    top_k: int = 0
+    """Drawn from so many likeliest units; 0 for all."""
+    top_p: float = 1.0
+    """Of those, from the likeliest that make up this share (nucleus; Holtzman et al. 2020)."""
+    seed: int = 0
+    """Of what is drawn, beside the place of the example and of its sample."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.best <= self.beams or self.longest < 1:
+        most = self.best if self.temperature else self.beams
+        if not 1 <= self.best <= most or self.longest < 1:
             raise ValueError(f"longest, and best in 1..beams, must be at least 1: {self}")
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"temperature and top_k from 0, top_p above 0 up to 1: {self}")
+        if self.temperature and self.beams > 1:
+            raise ValueError("beams are searched for; with a temperature, say how many by `best`")
 
 
 class Said(NamedTuple):
     """One continuation."""
 
     units: tuple[int, ...]  #: without opening and end
-    score: float
+    score: float  #: log probability (of the model, at no temperature), as the search scores it
 
 
 @torch.inference_mode()
@@ -67,7 +83,7 @@ def generate(
     objective: str,
     view: ViewBatch,
     *,
-    end: int,
+    end: int | None,
     search: Search | None = None,
     never: Sequence[int] = (),
     forced: Tensor | None = None,
@@ -78,7 +94,7 @@ def generate(
         model: set to evaluation mode.
         objective: whose head predicts, and whose stream is continued.
         view: everything the stream reads, and its opening: one unit or more of each example.
-        end: the class that ends a continuation.
+        end: the class that ends a continuation; None where all are as long as the search says.
         search: greedy when None.
         never: classes that are not said (specials).
         forced: ``[E]`` or ``[E, F]`` int64, classes that are said first (a language token);
@@ -97,8 +113,10 @@ def generate(
     for column in range(_columns(forced)):
         assert forced is not None
         logits = speaker.say(forced.view(len(forced), -1)[:, column].to(logits.device))
-    logits = speaker.spread(search.beams, logits)
-    return _beam(speaker, logits, end, search, never)
+    last = -1 if end is None else end
+    if search.temperature:
+        return _sample(speaker, speaker.spread(search.best, logits), last, search, never)
+    return _beam(speaker, speaker.spread(search.beams, logits), last, search, never)
 
 
 def _columns(forced: Tensor | None) -> int:
@@ -227,6 +245,7 @@ class _Kept:
 
     keyvalue: Tensor  #: [R, L + room, 2, H, C]
     valid: Tensor  #: [R, L + room] bool
+    position: Tensor  #: [R, L + room] int64, of the units of the stream; -1 for those of others
     filled: int  #: places in use
     read: int  #: of which this many are the same for all rows of an example
 
@@ -257,6 +276,7 @@ class _Memory:
             if static:
                 kept.keyvalue = kept.keyvalue.index_select(0, rows)
                 kept.valid = kept.valid.index_select(0, rows)
+                kept.position = kept.position.index_select(0, rows)
             elif kept.filled > kept.read:
                 said = slice(kept.read, kept.filled)
                 kept.keyvalue[:, said] = kept.keyvalue[:, said].index_select(0, rows)
@@ -276,6 +296,7 @@ class _First(Layout):
         readers: tuple[str, ...],
         read: tuple[str, ...],
         causal: tuple[str, ...],
+        sparse: Sparse,
         dropout: float,
     ) -> Tensor:
         memory = self.memory
@@ -290,11 +311,12 @@ class _First(Layout):
                 _Kept(
                     keyvalue=F.pad(to_rectangle(keyvalue, where), (0, 0) * 3 + (0, grows)),
                     valid=F.pad(valid, (0, grows)),
+                    position=F.pad(self.cells(read, memory.stream), (0, grows), value=-1),
                     filled=where.longest,
                     read=where.longest,
                 )
             )
-        return super().attend(q, keyvalue, readers, read, causal, dropout)
+        return super().attend(q, keyvalue, readers, read, causal, sparse, dropout)
 
 
 class _Next(Layout):
@@ -316,6 +338,7 @@ class _Next(Layout):
         readers: tuple[str, ...],
         read: tuple[str, ...],
         causal: tuple[str, ...],
+        sparse: Sparse,
         dropout: float,
     ) -> Tensor:
         kept, new = next(self.waiting), self.new
@@ -324,6 +347,7 @@ class _Next(Layout):
             here = slice(filled, filled + new)
             kept.keyvalue[:, here] = keyvalue.unflatten(0, (-1, new))
             kept.valid[:, here] = True
+            kept.position[:, here] = self.view.streams[self.memory.stream].position.view(-1, new)
             filled += new
         mask = kept.valid[:, None, None, :filled]
         if keyvalue is not None and new > 1:
@@ -331,6 +355,9 @@ class _Next(Layout):
                 filled - new + 1
             )
             mask = mask & ~later
+        for grid in (grid for name, grid in sparse if name == self.memory.stream):
+            place = self.view.streams[self.memory.stream].position.view(-1, new)
+            mask = mask & on_grid(grid, place, kept.position[:, :filled])[:, None]
         k, v = kept.keyvalue[:, :filled].unbind(2)
         out = F.scaled_dot_product_attention(
             q.unflatten(0, (-1, new)).transpose(1, 2),
@@ -348,6 +375,60 @@ class _Next(Layout):
         return out.transpose(1, 2).flatten(0, 1)
 
 
+def _sample(
+    speaker: Speaker, logits: Tensor, end: int, search: Search, never: Sequence[int]
+) -> list[list[Said]]:
+    """Independent continuations, ``best`` of each example, all at a time."""
+    rows, device = len(logits), logits.device
+    keys = (divmod(row, search.best) for row in range(rows))
+    drawn = [keyed_rng("sample", search.seed, *key).random(search.longest) for key in keys]
+    lots = torch.from_numpy(np.stack(drawn)).to(device)
+    barred = torch.tensor([n for n in never if n != end], dtype=torch.long, device=device)
+    total = torch.zeros(rows, device=device)
+    length = torch.zeros(rows, dtype=torch.long, device=device)
+    over = torch.zeros(rows, dtype=torch.bool, device=device)
+    said: list[Tensor] = []
+    for place in range(search.longest):
+        logits = logits.index_fill(1, barred, -math.inf)
+        if place < search.shortest and end >= 0:
+            logits[:, end] = -math.inf
+        unit = choose(logits, search, lots[:, place])
+        total += logits.gather(1, unit[:, None])[:, 0].masked_fill(over, 0.0)
+        length += ~over
+        over |= unit == end
+        said.append(unit)
+        if len(said) == search.longest or (end >= 0 and bool(over.all())):
+            break
+        logits = speaker.say(unit)
+    scores = (total / length**search.penalty).tolist()
+    ended = (length - over.long()).tolist()
+    lists = torch.stack(said, 1).tolist()
+    found = [Said(tuple(u[:n]), s) for u, n, s in zip(lists, ended, scores, strict=True)]
+    parts = [found[n : n + search.best] for n in range(0, rows, search.best)]
+    return [sorted(some, key=lambda s: -s.score) for some in parts]
+
+
+def choose(logits: Tensor, search: Search, lots: Tensor) -> Tensor:
+    """A unit for each row, ``[R]``, as temperature, ``top_k`` and ``top_p`` say.
+
+    Args:
+        logits: ``[R, V]``.
+        search: with a temperature.
+        lots: ``[R]`` in 0..1: where in the distribution, the likeliest units first.
+    """
+    chance, order = (
+        (logits.double() / search.temperature).softmax(1).sort(dim=1, descending=True, stable=True)
+    )
+    if search.top_k:
+        chance[:, search.top_k :] = 0
+    before = chance.cumsum(1) - chance
+    chance = chance.masked_fill(before >= search.top_p * chance.sum(1, keepdim=True), 0)
+    reach = chance.cumsum(1)
+    place = (reach <= lots[:, None] * reach[:, -1:]).sum(1)
+    last = (chance > 0).sum(1) - 1  # what rounding would put past the last
+    return order.gather(1, torch.minimum(place, last)[:, None])[:, 0]
+
+
 def _beam(
     speaker: Speaker, logits: Tensor, end: int, search: Search, never: Sequence[int]
 ) -> list[list[Said]]:
@@ -363,7 +444,7 @@ def _beam(
     begin = torch.arange(examples, device=device)[:, None] * beams
     for length in range(1, search.longest + 1):
         logits = logits.index_fill(1, barred, -math.inf)
-        if length <= search.shortest:
+        if length <= search.shortest and end >= 0:
             logits[:, end] = -math.inf
         scores = (total.view(-1, 1) + logits).view(examples, -1)
         # enough that `beams` rows go on even if every row could end

@@ -292,11 +292,13 @@ def _asked(
 def check_order(plan: Plan, view: View, stream: str) -> None:
     """Raise ValueError when a unit of the stream could come to know a later one.
 
-    In this view every block in which the stream reads itself must be causal in it, and no other
-    stream may read it.
+    In this view every block in which the stream reads itself must be causal in it, and nothing that
+    it reads, itself or through others, may read it. Others may: an image reads its caption, where
+    both are said (DALL·E).
     """
     names: dict[str, Any] = dict.fromkeys(view.streams)
     shown = ViewBatch(streams=names, apart=view.apart, reads=view.reads)
+    known = _known(plan, shown, stream)
     for number, layer in enumerate(plan.layers):
         for place, block in enumerate(layer.blocks):
             if not isinstance(block, Attend):
@@ -304,6 +306,8 @@ def check_order(plan: Plan, view: View, stream: str) -> None:
             where = f"plan: layer {number}, block {place}"
             for reader in (r for r in block.reads if r in view.streams):
                 if stream not in shown.readable(reader, block.reads[reader]):
+                    continue
+                if reader not in known:
                     continue
                 if reader != stream:
                     others = tuple(s for s in view.streams if s != stream)
@@ -316,6 +320,16 @@ def check_order(plan: Plan, view: View, stream: str) -> None:
                         f"{where}: {stream!r} reads its later units; let view {view.name!r} have "
                         f"causal: [{stream}]"
                     )
+
+
+def _known(plan: Plan, view: ViewBatch, stream: str) -> set[str]:
+    """The stream, and all that it reads in any number of layers."""
+    attends = [b for b in plan.blocks.values() if isinstance(b, Attend)]
+    known, found = set[str](), {stream}
+    while found > known:
+        known = found
+        found = known.union(*(view.readable(r, b.reads.get(r, ())) for b in attends for r in known))
+    return known
 
 
 def check_reads(plan: Plan, view: View, stream: str) -> None:

@@ -7,9 +7,35 @@ and :class:`Feed`, a module in ``fusion.py``, and lines in ``show``, ``draw`` an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Which of its own stream's units a unit reads, where they lie on a grid, row by row.
+
+    The patterns of DALL·E (Ramesh et al. 2021, appendix B.1 and figure 11), both ways; of a stream
+    that is read left to right, the half before. They run on from row to row, as there.
+    """
+
+    side: int
+    """Units of a row."""
+    reads: Literal["row", "column", "convolution"]
+    """``row``: units up to a whole row away, so that the nearest reach the unit above. ``column``:
+    those of the same column. ``convolution``: a square of ``kernel`` × ``kernel`` about the unit.
+    """
+    kernel: int = 11
+    first: int = 1
+    """Position of the first unit on the grid. Those before it (the one that begins the codes) are
+    read by all, and read all."""
+
+    def __post_init__(self) -> None:
+        if self.side < 1 or self.first < 0:
+            raise ValueError(f"side must be at least 1, first at least 0: {self}")
+        if self.reads == "convolution" and not (self.kernel % 2 and 1 <= self.kernel <= self.side):
+            raise ValueError(f"kernel {self.kernel}: an odd number of 1..{self.side}, the side")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +48,10 @@ class Attend:
     """One set of weights for all streams named."""
     causal: tuple[str, ...] = ()
     """Streams whose units read no later unit of their own stream."""
+    sparse: Mapping[str, Grid] = field(default_factory=dict)
+    """Streams that lie on a grid and read only a part of their own units; other streams they read
+    whole. What is not read is masked: this saves neither time nor memory, and kernels for examples
+    of variable length are not used."""
     heads: int | None = None
     """Attention heads; the plan's when None."""
     inner: int | None = None
@@ -74,6 +104,8 @@ class Feed:
 
 Block = Attend | Feed
 
+Norm = Literal["pre", "post", "sandwich"]
+
 Place = tuple[int, int]  #: number of a layer, and of a block in it
 
 
@@ -92,7 +124,9 @@ class Plan:
     (its stream reads only streams that are empty or absent) receives zero.
 
     With pre-norm, a stream's last norm follows the last layer that changes it; what later layers
-    read of it is taken as it is (the memory of a decoder).
+    read of it is taken as it is (the memory of a decoder). ``sandwich`` is pre-norm whose blocks
+    also norm what they add, before it is added (CogView's Sandwich-LN, section 2.4), so that states
+    cannot grow without bound in half precision.
 
     Blocks with the same ``tied`` name share one set of weights for each stream, or one for all
     streams where they are ``shared``; the streams, the reading and the causal ones may differ.
@@ -104,9 +138,9 @@ class Plan:
     heads: int
     inner: int
     hidden: int
-    norm: Literal["pre", "post"] = "post"
+    norm: Norm = "post"
     last: Literal["each", "shared"] = "each"
-    """With pre-norm, the norm after all layers: each stream's own, or one for all."""
+    """With pre-norm and sandwich, the norm after all layers: each stream's own, or one for all."""
     activation: Literal["gelu", "gelu_tanh", "relu", "quick_gelu"] = "gelu"
     dropout: float = 0.1
     epsilon: float = 1e-5
@@ -125,6 +159,9 @@ class Plan:
         named = set(block.names)
         if isinstance(block, Attend):
             named |= set(block.causal)
+            for stream in block.sparse:
+                if stream not in block.reads.get(stream, ()):
+                    raise ValueError(f"{where}: sparse: {stream!r} does not read itself here")
             heads, inner = block.heads or self.heads, block.inner or self.inner
             if inner % heads:
                 raise ValueError(f"{where}: inner {inner} is not a multiple of {heads} heads")
@@ -225,4 +262,5 @@ def _restrict(block: Block, streams: tuple[str, ...]) -> Block:
     if isinstance(block, Feed):
         return replace(block, streams=only(block.streams))
     reads = {s: only(read) for s, read in block.reads.items() if s in streams}
-    return replace(block, reads=reads, causal=only(block.causal))
+    sparse = {s: grid for s, grid in block.sparse.items() if s in streams}
+    return replace(block, reads=reads, causal=only(block.causal), sparse=sparse)

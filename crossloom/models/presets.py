@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from crossloom.models.plan import Attend, Feed, Layer, Plan
+from crossloom.models.plan import Attend, Block, Feed, Grid, Layer, Norm, Plan
 
-Norm = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "quick_gelu"]
 
 
@@ -40,6 +39,32 @@ def single_stream(
         )
     )
     return _plan(streams, (layer,) * layers, width, heads, hidden, norm, dropout)
+
+
+def on_grids(plan: Plan, stream: str, grids: Sequence[Grid]) -> Plan:
+    """The plan with a stream on a grid, which reads itself by a pattern of each layer's own.
+
+    Args:
+        plan: any.
+        stream: the one on the grid.
+        grids: a pattern for each layer.
+
+    Raises:
+        ValueError: there are not as many as layers.
+    """
+    if len(grids) != len(plan.layers):
+        raise ValueError(f"{len(grids)} patterns for {len(plan.layers)} layers")
+
+    def patterned(block: Block, grid: Grid) -> Block:
+        if not isinstance(block, Attend) or stream not in block.reads.get(stream, ()):
+            return block
+        return replace(block, sparse={**block.sparse, stream: grid})
+
+    layers = tuple(
+        Layer(blocks=tuple(patterned(block, grid) for block in layer.blocks))
+        for layer, grid in zip(plan.layers, grids, strict=True)
+    )
+    return replace(plan, layers=layers)
 
 
 def dual_encoder(

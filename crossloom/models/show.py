@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -38,7 +39,8 @@ def folded(plan: Plan) -> tuple[Run, ...]:
     """The layers that do something, equal neighbours together.
 
     Layers are equal when they do the same with weights of their own, with those of one layer, or
-    with those of layers that follow each other likewise.
+    with those of layers that follow each other likewise. Patterns on grids (``Attend.sparse``) may
+    differ within a run: :func:`patterns` tells them.
     """
     runs: list[Run] = []
     for number, layer in enumerate(plan.layers):
@@ -54,7 +56,7 @@ def folded(plan: Plan) -> tuple[Run, ...]:
 def _follows(plan: Plan, number: int) -> bool:
     """Does a layer do what the one before it does?"""
     before, this = plan.layers[number - 1].blocks, plan.layers[number].blocks
-    if [replace(b, tied="") for b in before] != [replace(b, tied="") for b in this]:
+    if [_alike(b) for b in before] != [_alike(b) for b in this]:
         return False
     for place in range(len(this)):
         one, two = plan.home[number - 1, place], plan.home[number, place]
@@ -62,6 +64,31 @@ def _follows(plan: Plan, number: int) -> bool:
         if own[0] != own[1] or (not own[0] and two not in (one, (one[0] + 1, one[1]))):
             return False
     return True
+
+
+def _alike(block: Block) -> Block:
+    """A block without what may differ in equal layers."""
+    if isinstance(block, Attend):
+        return replace(block, tied="", sparse={})
+    return replace(block, tied="")
+
+
+def patterns(plan: Plan, run: Run, block: int) -> str:
+    """What streams on a grid read of themselves: ``image by row (47), column (16)``, or ``""``.
+
+    In brackets stand the layers of the run that read so, where not all of them do.
+    """
+    found: dict[str, Counter[str]] = {}
+    for layer in plan.layers[run.first : run.last + 1]:
+        spec = layer.blocks[block]
+        for stream, grid in spec.sparse.items() if isinstance(spec, Attend) else ():
+            square = f" of {grid.kernel} × {grid.kernel}" if grid.reads == "convolution" else ""
+            found.setdefault(stream, Counter())[grid.reads + square] += 1
+    return "; ".join(
+        f"{stream} by "
+        + ", ".join(name + (f" ({n})" if n < run.count else "") for name, n in counts.items())
+        for stream, counts in found.items()
+    )
 
 
 def lent(plan: Plan, run: Run, block: int) -> str:
@@ -144,13 +171,13 @@ def table(plan: Plan) -> list[Row]:
                     layers=run.numbers,
                     count=run.count,
                     block=number,
-                    does=_does(block),
+                    does=" · ".join(filter(None, (_does(block), patterns(plan, run, number)))),
                     weights=_weights(plan, run, number),
                     size=size(plan, block),
                     parameters=sum(sizes[n, number] for n in numbers),
                 )
             )
-    if plan.norm == "pre":
+    if plan.norm != "post":
         rows.append(
             Row(
                 layers="last",

@@ -120,7 +120,7 @@ def _site(into: Site, site: Site, streams: Mapping[str, str]) -> Iterator[tuple[
                     replace(site, owner="shared" if site.block.shared else before),
                 )
             ]
-    for part in ("query", "output", "up", "down"):
+    for part in ("query", "output", "up", "down", "after"):
         yield from ((into.name(part, kind), site.name(part, kind)) for kind in _KINDS)
     for part in ("keyvalue", "norm"):
         for mine, theirs in owners:

@@ -25,8 +25,8 @@ class Generate(Objective):
     """Predict ``target`` of the next unit of ``stream``, from the units before it.
 
     The stream is read causally, by the plan (a decoder) or by the view (``causal``), and nothing
-    that it reads may read it (``View.reads``); the model refuses anything else, since a unit that
-    knows the next one has nothing to learn. A stream that follows a hidden one
+    that it reads may read it (``View.reads``), though others may; the model refuses anything else,
+    since a unit that knows the next one has nothing to learn. A stream that follows a hidden one
     (``View.follow``) is scored at the selected units alone (MASS). Losses are those of
     :class:`~crossloom.objectives.reconstruct.Reconstruct`, summed over slots; ``vector`` targets
     give a shifted regression (XGPT's text-to-feature generation, without gradient to the target).

@@ -109,6 +109,10 @@ class Objective(ABC):
     """False when examples of the global batch interact (contrast): no gradient accumulation."""
     view: View
     weight: float = 1.0
+    mean: str = ""
+    """Objectives of one name here have one mean: their losses are summed over the slots of all of
+    them (words and codes as one sequence: CogView), not each over its own. Empty for a mean of its
+    own. Losses are told of each objective's own slots all the same."""
     shares: str = ""
     """Objective whose head lends this one its transform (LXMERT's heads on regions have one between
     them) or its pooler (what tells matches and answers questions there); empty for an own one."""

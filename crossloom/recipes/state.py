@@ -67,11 +67,17 @@ STATES: Mapping[str, State] = {
     ),
     "clip": _clip(151_277_313),
     "clip-b16": _clip(149_620_737),
+    "cogview": _formulas(
+        "test_image_tokens", published=4_000_000_000, to=100_000_000, source="paper"
+    ),
     "controlled-lxmert": _CONTROLLED,
     "controlled-uniter": _CONTROLLED,
     "controlled-vilbert": _CONTROLLED,
     "controlled-visualbert": _CONTROLLED,
     "controlled-vl-bert": _CONTROLLED,
+    "dall-e": _formulas(
+        "test_image_tokens", published=12_000_000_000, to=500_000_000, source="paper"
+    ),
     "ernie-m": _xlm_r("test_from_xlm_r", biases_of_four_heads=1_000_008),
     "hictl": _xlm_r("test_from_xlm_r", a_bias_of_translations=250_002),
     "imagebert": State(shown=_RULES, tests=("unit/recipes/test_single_stream.py",)),

@@ -17,8 +17,9 @@ from crossloom.modalities.patches import Patches
 from crossloom.modalities.regions import Regions
 from crossloom.modalities.speech import Speech
 from crossloom.modalities.text import Text
-from crossloom.models.plan import Plan
-from crossloom.models.presets import Norm, Tower, towers
+from crossloom.models.plan import Norm, Plan
+from crossloom.models.presets import Tower, towers
+from crossloom.training.ddp import Ddp
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
@@ -66,6 +67,27 @@ def tiny(
         schedule=Schedule(shape="linear", warmup=0.05),
         log_every=50,
         save_every=1000,
+    )
+
+
+def world_codes(recipe: Recipe) -> Recipe:
+    """A small recipe whose image is codes, over those of the world's pictures.
+
+    As the source ``codes`` makes them by default: 12 × 12 of 512, in the folder ``codes`` beside
+    the world's shards.
+    """
+    image = recipe.modalities["image"]
+    assert isinstance(image, Codes)
+    image = replace(
+        image, size=512, limit=144, side=12 if image.side else 0, codebook="world-patches",
+        dropout=0.0,
+    )  # fmt: skip
+    return replace(
+        recipe,
+        modalities={**recipe.modalities, "image": image},
+        mixture={n: replace(c, shards="codes/train-*.tar") for n, c in recipe.mixture.items()},
+        engine=Ddp(),
+        recompute=0,
     )
 
 
@@ -130,6 +152,7 @@ def small(modality: Modality) -> Modality:
             modality,
             size=73,
             limit=20,
+            side=0,
             stride=min(2, modality.stride),
             codebook="world",
             dropout=0.0,

@@ -51,6 +51,13 @@ class Engine:
         self.spread = recipe.engine.spread(self.model, recipe, environment)
         self.copies = Copies(environment.device)
         self.weights = {o: x.weight for o, x in recipe.objectives.items()}
+        #: by objective, those over whose slots its loss is averaged
+        self.among = {
+            name: [o for o, x in recipe.objectives.items() if x.mean == spec.mean]
+            if spec.mean
+            else [name]
+            for name, spec in recipe.objectives.items()
+        }
         self.ema: dict[str, Piece] = {}
         if recipe.ema:
             self.ema = {n: p.beside(p.value.clone()) for n, p in self._trained().items()}
@@ -118,9 +125,9 @@ class Engine:
 
     def _loss(self, sums: Sums, counts: Mapping[str, float]) -> Tensor:
         # sums over the global counts; gradients will be divided by the number of processes
+        slots = {o: max(sum(counts[p] for p in self.among[o]), 1.0) for o in sums}
         parts = [
-            sums[o]["loss"] * (self.weights[o] * self.environment.world / max(counts[o], 1.0))
-            for o in sums
+            sums[o]["loss"] * (self.weights[o] * self.environment.world / slots[o]) for o in sums
         ]
         return torch.stack(parts).sum()
 

@@ -1,12 +1,14 @@
 """The ragged Transformer against plain attention written out for one example at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from crossloom.batch import Stream, ViewBatch
 from crossloom.models.fusion import Fusion
-from crossloom.models.plan import Attend, Feed, Layer, Plan
+from crossloom.models.plan import Attend, Feed, Grid, Layer, Plan
 from crossloom.models.presets import (
     co_attention,
     cross_encoder,
@@ -220,6 +222,15 @@ def test_a_plan_names_the_block_that_is_wrong():
             inner=8,
             hidden=8,
         )
+
+
+def test_a_grid_that_cannot_be_read_is_refused():
+    with pytest.raises(ValueError, match="kernel 11: an odd number of 1"):
+        Grid(side=8, reads="convolution")
+    block = Attend(reads={"text": ("image",)}, sparse={"text": Grid(side=8, reads="row")})
+    layers = (Layer(blocks=(block,)),)
+    with pytest.raises(ValueError, match="sparse: 'text' does not read itself"):
+        replace(PLANS["decoder"], layers=layers)
 
 
 def test_parameters_come_in_one_order_whatever_the_hash_seed():

@@ -10,9 +10,10 @@ import torch
 
 from crossloom.batch import AimBatch, Encoded, Stream, ViewBatch
 from crossloom.modalities.modality import Embedder, Modality, Target
+from crossloom.models import presets
 from crossloom.models.generation import Said, Search, Speaker, _beam, generate
 from crossloom.models.model import CrossloomModel
-from crossloom.models.plan import Attend, Feed, Layer, Plan
+from crossloom.models.plan import Attend, Feed, Grid, Layer, Plan
 from crossloom.models.presets import encoder_decoder, single_stream
 from crossloom.objectives.generate import Generate
 from crossloom.objectives.reconstruct import Reconstruct
@@ -73,6 +74,12 @@ def both_ways() -> Plan:
     )  # fmt: skip
 
 
+def on_grids(kinds) -> Plan:
+    """Layers of which each reads the text by another pattern, three units a row."""
+    plan = single_stream(STREAMS, layers=len(kinds), width=16, heads=2, norm="pre", dropout=0)
+    return presets.on_grids(plan, "text", [Grid(side=3, reads=k, kernel=3) for k in kinds])
+
+
 def tied(plan: Plan) -> Plan:
     """The same with one set of weights for all layers."""
     layers = tuple(
@@ -89,6 +96,9 @@ PLANS = {
     "pre-norm": (
         encoder_decoder("image", "text", layers=2, width=16, heads=2, norm="pre", dropout=0), {}),
     "both ways": (both_ways(), {}),
+    "grids": (on_grids(("row", "column", "convolution")), PREFIX),
+    "sandwich": (
+        single_stream(STREAMS, layers=2, width=16, heads=2, norm="sandwich", dropout=0), PREFIX),
     "tied": (tied(both_ways()), {}),
     "prefix": (single_stream(STREAMS, layers=2, width=16, heads=2, dropout=0.3), PREFIX),
 }  # fmt: skip
@@ -106,8 +116,9 @@ def make(plan, ahead=False, seed=0):
     letters = dict.fromkeys(STREAMS, Letters(field="x"))
     model = CrossloomModel(letters, spec, {"say": objective})
     for name, parameter in model.named_parameters():
-        if "norm" in name or parameter.ndim < 2:
-            level = float("norm" in name and name.endswith("weight"))
+        if parameter.ndim < 2:
+            norms = ("norm" in name or ".after." in name) and name.endswith("weight")
+            level = float(norms)
             torch.nn.init.normal_(parameter, mean=level, std=0.2)
         else:
             torch.nn.init.normal_(parameter, std=0.7)
@@ -383,3 +394,29 @@ def test_training_and_decoding_agree():
                 expected -= float(log[0, unit])
                 log = speaker.say(torch.tensor([unit]))
     assert loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_samples_score_what_the_model_gives_them(ahead):
+    model = make("grids", ahead, seed=4)
+    search = Search(temperature=2.0, best=6, longest=5, shortest=1, penalty=0.5)
+    texts = [[0], [0, 3, 1], [0, 2]]
+    view = shown(model, IMAGES, texts)
+    found = generate(model, "say", view, end=END, search=search, never=(0,))
+    lengths = set()
+    for image, text, said in zip(IMAGES, texts, found, strict=True):
+        assert [s.score for s in said] == sorted((s.score for s in said), reverse=True)
+        assert len({s.units for s in said}) > 1
+        for one in said:
+            assert 1 <= len(one.units) <= 5
+            assert not {0, END} & set(one.units)
+            units = [*one.units, *([END] if len(one.units) < 5 else [])]
+            lengths.add(len(units))
+            total = sum(
+                float(anew(model, image, [*text, *units[:n]], ahead)[unit])
+                for n, unit in enumerate(units)
+            )
+            assert one.score == pytest.approx(total / len(units) ** 0.5, abs=1e-4)
+    assert len(lengths) > 1
+    others = generate(model, "say", view, end=END, search=replace(search, seed=1), never=(0,))
+    assert [[s.units for s in x] for x in others] != [[s.units for s in x] for x in found]

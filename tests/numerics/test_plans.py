@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossloom.batch import Stream, ViewBatch
-from crossloom.models import flops
+from crossloom.models import flops, presets
 from crossloom.models.fusion import Fusion
-from crossloom.models.plan import Attend, Feed, Layer, Plan
+from crossloom.models.plan import Attend, Feed, Grid, Layer, Plan
 from crossloom.models.presets import co_attention, cross_encoder, encoder_decoder, single_stream
 from crossloom.objectives.view import View
 
@@ -24,8 +24,9 @@ def view(lengths, **options):
     streams = {}
     for name, length in lengths.items():
         n = sum(length)
+        position = np.concatenate([np.arange(k) for k in length])
         streams[name] = Stream.build(
-            {}, {}, np.arange(n), np.zeros(n, bool), np.array(length, np.int64)
+            {}, {}, position, np.zeros(n, bool), np.array(length, np.int64)
         )
     return ViewBatch(streams=streams, **options).to("cpu")
 
@@ -42,8 +43,25 @@ def allowed(units, spec, options):
                 ok = ok and read in options["reads"][reader]
             if read == reader and read in (*spec.causal, *options.get("causal", ())):
                 ok = ok and place <= at
+            if read == reader and read in spec.sparse:
+                grid = spec.sparse[read]
+                ok = ok and (min(at, place) < grid.first or near(grid, at, place))
             mask[i, j] = ok
     return torch.from_numpy(mask)
+
+
+def near(grid, at, place):
+    """DALL·E, figure 11, by rows and columns; the pattern runs on from a row's end to the next."""
+    cells = sorted((at - grid.first, place - grid.first))
+    (low, left), (_, right) = (divmod(c, grid.side) for c in cells)
+    if grid.reads == "row":
+        return cells[1] - cells[0] <= grid.side
+    if grid.reads == "column":
+        return left == right
+    reach = grid.kernel // 2
+    square = {(low + r) * grid.side + left + c
+              for r in range(reach + 1) for c in range(-reach, reach + 1)}  # fmt: skip
+    return cells[1] in square
 
 
 def may_read(reader, spec, shown, options):
@@ -56,7 +74,7 @@ def may_read(reader, spec, shown, options):
 
 def dense(weights, plan, x, options):
     """One example, ``x: stream -> [n, width]``, by state-dict names alone."""
-    pre, eps = plan.norm == "pre", plan.epsilon
+    pre, eps = plan.norm != "post", plan.epsilon
     changed = {
         s: max((n for n, layer in enumerate(plan.layers) for b in layer.blocks
                 if s in (b.reads if isinstance(b, Attend) else b.streams)), default=-1)
@@ -87,11 +105,16 @@ def dense(weights, plan, x, options):
             def own(part, s, at=at, spec=spec):
                 return f"{at}.{part}.{'shared' if spec.shared else s}"
 
+            def added(s, gain, own=own):
+                # CogView, figure 2: a norm on either side of what a block does
+                return norm(own("after", s), gain) if plan.norm == "sandwich" else gain
+
             if isinstance(spec, Feed):
                 for s in [s for s in spec.streams if s in x]:
                     inside = norm(own("norm", s), x[s]) if pre else x[s]
                     gain = linear(own("down", s), F.gelu(linear(own("up", s), inside)))
-                    new[s] = x[s] + gain if pre else norm(own("norm", s), x[s] + gain)
+                    total = x[s] + added(s, gain)
+                    new[s] = total if pre else norm(own("norm", s), total)
                 x = new
                 continue
             readers = [s for s in spec.reads if s in x]
@@ -118,7 +141,8 @@ def dense(weights, plan, x, options):
                 gain = torch.zeros_like(x[s])
                 if may_read(s, spec, x, options):
                     gain = linear(own("output", s), out[rows])
-                new[s] = x[s] + gain if pre else norm(own("norm", s), x[s] + gain)
+                total = x[s] + added(s, gain)
+                new[s] = total if pre else norm(own("norm", s), total)
             x = new
         last(number)
     return x
@@ -140,6 +164,14 @@ def compare(plan, lengths, options):
             found = out[s][starts[s][e] : starts[s][e + 1]]
             torch.testing.assert_close(found, expected[s], atol=3e-5, rtol=3e-5)
     return fusion
+
+
+def on_grids(plan, side, first=1):
+    """Each layer of a single stream with another pattern for the image."""
+    kinds = ("row", "column", "convolution")
+    return presets.on_grids(
+        plan, "image", [Grid(side=side, reads=k, kernel=3, first=first) for k in kinds]
+    )
 
 
 BOTH = ("text", "image")
@@ -166,6 +198,31 @@ CASES = {
         single_stream(BOTH, layers=3, tied=True, norm="pre", **SMALL),
         {"text": [1, 2], "image": [2, 3]},
         PREFIX,
+    ),
+    "sandwich": (
+        single_stream(BOTH, layers=2, norm="sandwich", **SMALL),
+        {"text": [3, 5], "image": [2, 4]},
+        {"causal": BOTH, "reads": {"text": ("text",)}},
+    ),
+    "sandwich, weights of each stream's own, and an image that is not read": (
+        encoder_decoder("image", "text", layers=2, norm="sandwich", **SMALL),
+        {"image": [2, 0], "text": [4, 1]},
+        {"apart": True},
+    ),
+    "an image on a grid, by row, column and convolution": (
+        on_grids(single_stream(BOTH, layers=3, norm="pre", **SMALL), side=4),
+        {"text": [3, 5, 1], "image": [17, 11, 1]},
+        {"causal": BOTH, "reads": {"text": ("text",)}},
+    ),
+    "an image on a grid read both ways, without a unit before it": (
+        on_grids(single_stream(("image", "text"), layers=3, **SMALL), side=3, first=0),
+        {"image": [9, 4, 0], "text": [3, 1, 2]},
+        {},
+    ),
+    "a grid alone": (
+        on_grids(single_stream(("image",), layers=3, **SMALL), side=3, first=0),
+        {"image": [9, 4, 7]},
+        {"causal": ("image",)},
     ),
     "decoder": (
         encoder_decoder("image", "text", layers=2, **SMALL), {"image": [2, 3], "text": [4, 1]}, {},

@@ -7,6 +7,7 @@ from statistics import fmean
 import pytest
 
 from crossloom.data_pipelines.shards import open_shards
+from crossloom.data_pipelines.sources import codes
 from crossloom.data_pipelines.tokenizer import train as train_tokenizer
 from crossloom.data_pipelines.world import write_world
 from crossloom.objectives.align import Align
@@ -42,6 +43,7 @@ def handful(tmp_path_factory):
     out = tmp_path_factory.mktemp("handful")
     write_world(out, examples=16, dev=2, test=2, speech=16, clips=16, shard_size=16, processes=1)
     train_tokenizer(open_shards("train-*.tar", out), out / "tokenizer.model", size=400, coverage=1)
+    codes.convert(out, out / "codes", size=256)
     return out
 
 

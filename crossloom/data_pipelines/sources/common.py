@@ -167,9 +167,9 @@ class Conversion:
             # a name may hold what cannot be written; the report must be
             entry[1].append(name.encode("utf-8", "backslashreplace").decode("utf-8"))
 
-    def add_file(self, name: str, text: str) -> None:
-        """Put a text file beside the shards."""
-        self._set.add_file(name, text)
+    def add_file(self, name: str, content: str | bytes) -> None:
+        """Put a file beside the shards."""
+        self._set.add_file(name, content)
 
     @property
     def report(self) -> Report:

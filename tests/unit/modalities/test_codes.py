@@ -21,7 +21,16 @@ def sample(codes, dtype=np.uint16):
     return {"codes.npy": out.getvalue()}
 
 
-@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, begin=False), replace(SPEC, stride=3)])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SPEC,
+        replace(SPEC, begin=False),
+        replace(SPEC, stride=3),
+        replace(SPEC, side=3),
+        replace(SPEC, side=2, begin=False, norm=False),
+    ],
+)
 def test_it_keeps_the_contract_of_modalities(spec):
     check_modality(spec, sample([3, 1, 4, 1, 5, 8, 2, 6]))
 
@@ -103,6 +112,43 @@ def test_a_hidden_code_is_embedded_as_the_mask_at_its_place():
     plain = embedder.code.weight[3] + embedder.position.weight[2]
     for row, by_hand in zip(out, (begin, mask, plain), strict=True):
         assert torch.allclose(row, embedder.norm(by_hand))
+
+
+@pytest.mark.parametrize("begin", [False, True])
+def test_on_a_grid_a_place_is_its_row_and_its_column(begin):
+    spec = replace(SPEC, side=3, begin=begin, norm=False)
+    embedder = spec.embedder(4)
+    codes = [3, 1, 4, 1, 5]  # the second row is not full
+    units = spec.decode(sample(codes), keyed_rng("a"))
+    built = Stream.build(
+        units.content, {}, units.position, np.zeros(len(units), bool), np.array([len(units)])
+    )
+    out = embedder(ViewBatch(streams={"x": built}).to("cpu").streams["x"])
+    rows = [
+        embedder.code.weight[code] + embedder.row.weight[n // 3] + embedder.column.weight[n % 3]
+        for n, code in enumerate(codes)
+    ]
+    first = [embedder.special.weight[0]] if begin else []
+    assert torch.allclose(out, torch.stack([*first, *rows]))
+    assert not hasattr(embedder, "position")
+
+
+def test_a_grid_may_be_stored_as_rows():
+    spec = replace(SPEC, side=3)
+    flat, grid = ([3, 1, 4, 1, 5, 8], [[3, 1, 4], [1, 5, 8]])
+    found = [spec.decode(sample(c), keyed_rng("a")).content["code"].tolist() for c in (flat, grid)]
+    assert found[0] == found[1] == [9, *flat]
+    for wrong in ([[1, 2], [3, 4], [5, 6]], [[[1, 2, 3]]]):
+        with pytest.raises(BadSample, match=r"\[rows, 3\]"):
+            spec.decode(sample(wrong), keyed_rng("a"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"side": 4}, {"side": 3, "stride": 2}, {"side": 3, "crop": True}]
+)
+def test_a_grid_has_whole_rows(wrong):
+    with pytest.raises(ValueError, match="side"):
+        replace(SPEC, **wrong)
 
 
 def test_another_codebook_is_another_identity():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from crossloom.models.draw import draw
 from crossloom.models.fusion import Fusion
-from crossloom.models.plan import Attend, Feed, Layer, Plan
+from crossloom.models.plan import Attend, Feed, Grid, Layer, Plan
 from crossloom.models.presets import (
     co_attention,
     cross_encoder,
@@ -27,6 +27,7 @@ PLANS = {
     "one stream": single_stream(("text",)),
     "single stream, tied layers": single_stream(BOTH, tied=True),
     "single stream, one norm": replace(single_stream(BOTH, norm="pre"), last="shared"),
+    "single stream, sandwich": single_stream(BOTH, norm="sandwich"),
     "two towers": dual_encoder("text", "image"),
     "co-attention": co_attention("text", "image", image_width=1024, bridge=1024, bridge_heads=8),
     "co-attention, shared weights": cross_encoder("text", "image"),
@@ -37,7 +38,7 @@ PLANS = {
 
 @pytest.mark.parametrize("said", PLANS)
 def test_a_plan_is_told_in_words(said):
-    assert words(PLANS[said]) == said.removesuffix(", one norm")
+    assert words(PLANS[said]) == said.removesuffix(", one norm").removesuffix(", sandwich")
 
 
 def test_a_drawing_is_told_by_its_plan_streams_and_size():
@@ -69,6 +70,24 @@ def test_equal_layers_are_folded():
     assert runs(PLANS["encoder-decoder, tied layers"]) == ["0–11", "12–23"]
     # what is left of a restricted plan keeps its numbers
     assert runs(PLANS["co-attention, shared weights"].restricted(("text",))) == ["0–8", "14–18"]
+
+
+def test_patterns_on_a_grid_are_told_once_for_all_layers():
+    def layer(reads):
+        grid = Grid(side=16, reads=reads)
+        attend = Attend(reads={"a": ("a",)}, causal=("a",), sparse={"a": grid})
+        return Layer(blocks=(attend, Feed(streams=("a",))))
+
+    kinds = ("row", "column", "row", "convolution")
+    plan = Plan(
+        widths={"a": 8}, layers=tuple(map(layer, kinds)), heads=2, inner=8, hidden=8, norm="pre"
+    )
+    assert [r.numbers for r in folded(plan)] == ["0–3"]
+    said = "a by row (2), column (1), convolution of 11 × 11 (1)"
+    assert table(plan)[0].does == f"a ← a (a left to right) · {said}"
+    assert said in draw(plan)
+    alike = replace(plan, layers=(layer("row"),) * 2)
+    assert table(alike)[0].does.endswith(" · a by row")
 
 
 def test_layers_that_differ_in_anything_are_not_folded():

@@ -9,6 +9,7 @@ import torch
 from crossloom.data_pipelines.collate import Collator, Example, exhibit
 from crossloom.data_pipelines.read import Texts
 from crossloom.modalities.modality import Modality, Target
+from crossloom.models.model import check_order
 from crossloom.models.plan import Attend, Feed, Layer, Plan
 from crossloom.models.presets import encoder_decoder, single_stream
 from crossloom.objectives.generate import Generate
@@ -322,3 +323,18 @@ def test_a_decoder_needs_no_word_of_the_view(world):
         mixture={"c": Component(shards="train-*.tar", reader=Texts(), objectives=("say",))},
     )
     make_model(recipe.located())
+
+
+def test_who_reads_what_is_said_must_not_tell_it():
+    """An image may read the text; not if the text reads what reads the image, and be it later."""
+    streams = ("text", "image", "sound")
+    plan = single_stream(streams, layers=1, width=8, heads=1)
+
+    def view(**reads):
+        return View(name="v", streams=streams, causal=streams, reads=reads)
+
+    alone = {"text": ("text",), "sound": ("sound", "text", "image")}
+    check_order(plan, view(**alone), "text")
+    round_about = {"text": ("text", "sound"), "sound": ("sound", "image"), "image": ("text",)}
+    with pytest.raises(ValueError, match="'image' reads 'text', which is said"):
+        check_order(plan, view(**round_about), "text")

@@ -120,6 +120,15 @@ def test_a_single_stream_starts_from_text_and_gives_to_one(base, tmp_path):
     assert {n.split(".")[2] for n in report.unused if n.startswith("fusion.")} == {"3"}
 
 
+def test_norms_of_what_is_added_are_taken_too(base, tmp_path):
+    source = saved(textual(base, norm="sandwich"), tmp_path / "text")
+    plan = single_stream(STREAMS, layers=3, norm="sandwich", **SIZE)
+    found, _, report = started(paired(base, plan, tmp_path / "text"))
+    name = "fusion.layers.2.blocks.1.after.shared.bias"
+    assert torch.equal(found[name], source[name])
+    assert not [n for n in report.fresh if n.startswith("fusion.layers.")]
+
+
 def test_norms_before_and_after_are_not_mixed(base, tmp_path):
     saved(textual(base, norm="pre"), tmp_path / "pre")
     post = paired(base, single_stream(STREAMS, layers=3, **SIZE), tmp_path / "pre")
