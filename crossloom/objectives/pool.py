@@ -131,7 +131,8 @@ class Pooler(nn.Module):
 
     def extra_repr(self) -> str:
         """What makes it another pooler than one of the same parameters."""
-        return f"combine={self.combine}" if len(self.streams) > 1 else ""
+        several = f"combine={self.combine}, " if len(self.streams) > 1 else ""
+        return several + self.activation
 
     def forward(self, encoded: Encoded) -> Tensor:
         """``[E, width]``."""

@@ -41,6 +41,10 @@ class Rank(Objective):
     pooled: tuple[str, ...] = ("text",)
     pool: Pool = "first"
     combine: Literal["product", "sum"] = "product"
+    width: int = 0
+    """To which summaries are brought; 0 for the first stream's (ViLBERT: 1024)."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Of the summaries (ViLBERT: relu)."""
 
     def aim(self, shown: Shown) -> Aim:
         """One slot, where there are others to be preferred to."""
@@ -54,7 +58,9 @@ class Rank(Objective):
 
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
         """Pooler and two logits, as of a match."""
-        pooler = Pooler(self.pooled, dict(widths), self.pool, self.combine)
+        pooler = Pooler(
+            self.pooled, dict(widths), self.pool, self.combine, self.width, self.activation
+        )
         return RankHead(pooler, self)
 
     def check(self, modalities: Mapping[str, Modality]) -> None:

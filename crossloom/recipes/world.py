@@ -19,6 +19,7 @@ from crossloom.modalities.speech import Speech
 from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
 from crossloom.models.presets import Norm, Tower, towers
+from crossloom.objectives.objective import Objective
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
@@ -34,6 +35,7 @@ def tiny(
     *,
     steps: int = 600,
     rate: float = 1e-3,
+    at_least: int | None = None,
 ) -> Recipe:
     """A recipe over the world's scenes.
 
@@ -43,6 +45,8 @@ def tiny(
         mixture: its components over the world; the recipe's own, all over ``train-*.tar``, if None.
         steps: of 64 examples.
         rate: of learning; small models bear more.
+        at_least: units that each view hides of a stream that it hides units of, at the least (the
+            world's captions are short: many would have none); the recipe's own if None.
     """
     parts = recipe.mixture if mixture is None else mixture
     return replace(
@@ -51,6 +55,7 @@ def tiny(
         data=WORLD,
         modalities={s: small(m) for s, m in recipe.modalities.items()},
         plan=replace(plan, dropout=0.0),
+        objectives={n: _hiding(o, at_least) for n, o in recipe.objectives.items()},
         mixture={
             n: _balanced(c if mixture is not None else replace(c, shards="train-*.tar", held=""))
             for n, c in parts.items()
@@ -69,11 +74,20 @@ def tiny(
     )
 
 
-def tiny_with_statements(recipe: Recipe, plan: Plan) -> Recipe:
+def tiny_with_statements(recipe: Recipe, plan: Plan, *, at_least: int | None = None) -> Recipe:
     """A recipe of components ``captions`` and ``texts``: the texts are statements on the scenes."""
     statements = replace(recipe.mixture["texts"], reader=Blocks(of="statements", stretch=1024))
     parts = {"captions": recipe.mixture["captions"], "texts": statements}
-    return tiny(recipe, plan, {n: replace(c, shards="train-*.tar") for n, c in parts.items()})
+    mixture = {n: replace(c, shards="train-*.tar") for n, c in parts.items()}
+    return tiny(recipe, plan, mixture, at_least=at_least)
+
+
+def _hiding(objective: Objective, at_least: int | None) -> Objective:
+    """The objective, of whose view so many units are hidden at the least."""
+    if at_least is None:
+        return objective
+    hide = {s: replace(h, at_least=at_least) for s, h in objective.view.hide.items()}
+    return replace(objective, view=replace(objective.view, hide=hide))
 
 
 def _balanced(component: Component) -> Component:

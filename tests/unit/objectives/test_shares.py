@@ -83,6 +83,7 @@ def test_poolers_of_other_streams_differ():
         {"pool": "mean"},
         {"pool": Probe(heads=2, hidden=16)},
         {"pooled": STREAMS, "combine": "sum"},
+        {"activation": "relu"},
     ],
 )
 def test_poolers_that_summarise_otherwise_differ(changes):
