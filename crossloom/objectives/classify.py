@@ -51,6 +51,8 @@ class Classify(Objective):
     """To which summaries are brought; 0 for the first stream's (ViLBERT: 1024)."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Of the summaries (ViLBERT: relu)."""
+    dropout: float = 0.0
+    """Of what heads read of the summaries, in training (ViLBERT: 0.1)."""
 
     def names(self) -> tuple[str, ...]:
         """The classes, in order.
@@ -95,8 +97,9 @@ class Classify(Objective):
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
         """Pooler, hidden layer of twice the width, logits (LXMERT, UNITER)."""
         pooler = Pooler(
-            self.pooled, dict(widths), self.pool, self.combine, self.width, self.activation
-        )
+            self.pooled, dict(widths), self.pool, self.combine, self.width, self.activation,
+            self.dropout,
+        )  # fmt: skip
         return ClassifyHead(pooler, self._size(), self.form, self.view.rows)
 
     def check(self, modalities: Mapping[str, Modality]) -> None:

@@ -122,9 +122,11 @@ class Pooler(nn.Module):
         combine: Literal["product", "sum"] = "product",
         width: int = 0,
         activation: Literal["tanh", "relu"] = "tanh",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.streams, self.combine, self.activation = streams, combine, activation
+        self.dropout = dropout
         self.width = width or widths[streams[0]]
         self.summary = nn.ModuleDict({s: Summary(s, widths[s], pool) for s in streams})
         self.dense = nn.ModuleDict({s: nn.Linear(widths[s], self.width) for s in streams})
@@ -132,7 +134,7 @@ class Pooler(nn.Module):
     def extra_repr(self) -> str:
         """What makes it another pooler than one of the same parameters."""
         several = f"combine={self.combine}, " if len(self.streams) > 1 else ""
-        return several + self.activation
+        return f"{several}{self.activation}, dropout={self.dropout}"
 
     def forward(self, encoded: Encoded) -> Tensor:
         """``[E, width]``."""
@@ -141,4 +143,4 @@ class Pooler(nn.Module):
         out = parts[0]
         for part in parts[1:]:
             out = out * part if self.combine == "product" else out + part
-        return out
+        return F.dropout(out, self.dropout, self.training)

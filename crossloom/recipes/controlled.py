@@ -135,7 +135,9 @@ def _recipe(name: str, plan: Plan, regions: Regions, **text: Any) -> Recipe:
         objectives={
             "mlm": Reconstruct(view=view, stream=TEXT, target="token"),
             "mrc": Reconstruct(view=view, stream=IMAGE, target="classes"),
-            "match": Match(view=view, pooled=STREAMS, width=1024, activation="relu"),
+            "match": Match(
+                view=view, pooled=STREAMS, width=1024, activation="relu", dropout=0.1
+            ),
         },
         mixture={
             "captions": Component(

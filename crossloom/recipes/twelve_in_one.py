@@ -113,8 +113,8 @@ def twelve_in_one() -> Recipe:
     - All sets are measured together; there each after its own epoch.
     - Boxes of Visual7W and GuessWhat are chosen among the detector's, there among the given ones,
       whose features are taken as well.
-    - Entailment has a hidden layer as other classes have. Nothing is dropped before heads, there a
-      tenth of what they read. What summarises streams begins anew.
+    - Entailment has a hidden layer as other classes have. Regions are scored as they are, there
+      with a tenth of their numbers dropped. What summarises streams begins anew.
     - The cleaned training sets, without the test images of any task, must be made by leaving those
       images out. Answers are those given nine times or more (``shards make vqa --set
       min_answers=9``), 3,129 of VQA v2 and 1,533 of GQA.
@@ -125,8 +125,8 @@ def twelve_in_one() -> Recipe:
     """
     recipe = vilbert()
     objectives = _objectives(
-        summary={"width": 1024, "activation": "relu"}, shares="answers", form="sigmoid",
-        answers=("vqa/answers.txt", 3129), gqa=("gqa/answers.txt", 1533),
+        summary={"width": 1024, "activation": "relu", "dropout": 0.1}, shares="answers",
+        form="sigmoid", answers=("vqa/answers.txt", 3129), gqa=("gqa/answers.txt", 1533),
     )  # fmt: skip
     for name in ("answers", "gqa"):
         objectives[name] = replace(objectives[name], weight=2.0)

@@ -63,7 +63,9 @@ def vilbert() -> Recipe:
         objectives={
             "mlm": Reconstruct(view=view, stream=TEXT, target="token", matched_only=False),
             "mrc": Reconstruct(view=view, stream=IMAGE, target="classes", matched_only=False),
-            "match": Match(view=view, pooled=STREAMS, width=1024, activation="relu"),
+            "match": Match(
+                view=view, pooled=STREAMS, width=1024, activation="relu", dropout=0.1
+            ),
         },
         mixture={
             "captions": Component(

@@ -36,7 +36,8 @@ def vilt() -> Recipe:
     Pictures are squares of 384 here; there, the shorter side is 384, the longer at most 640, and of
     their patches 200 at most are drawn. Half of the pairs of a device's batch are mismatched there,
     exactly; here each with probability one half. One epsilon (1e-12) holds for all norms, as in
-    ``transformers``; the original's layers have 1e-6.
+    ``transformers``; the original's layers have 1e-6. Attention drops a tenth of its weights and
+    feed-forwards nothing within; there it is the other way round (``vision_transformer.py``).
 
     The paper's 87.4 M parameters are those of the layers (85.1 M) and of the patches (2.4 M): the
     table of words (23.4 M) and the heads are not counted there.

@@ -19,7 +19,10 @@ from crossloom.modalities.speech import Speech
 from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
 from crossloom.models.presets import Norm, Tower, towers
+from crossloom.objectives.classify import Classify
+from crossloom.objectives.match import Match
 from crossloom.objectives.objective import Objective
+from crossloom.objectives.rank import Rank
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
@@ -55,7 +58,7 @@ def tiny(
         data=WORLD,
         modalities={s: small(m) for s, m in recipe.modalities.items()},
         plan=replace(plan, dropout=0.0),
-        objectives={n: _hiding(o, at_least) for n, o in recipe.objectives.items()},
+        objectives={n: _scored(o, at_least) for n, o in recipe.objectives.items()},
         mixture={
             n: _balanced(c if mixture is not None else replace(c, shards="train-*.tar", held=""))
             for n, c in parts.items()
@@ -82,8 +85,10 @@ def tiny_with_statements(recipe: Recipe, plan: Plan, *, at_least: int | None = N
     return tiny(recipe, plan, mixture, at_least=at_least)
 
 
-def _hiding(objective: Objective, at_least: int | None) -> Objective:
-    """The objective, of whose view so many units are hidden at the least."""
+def _scored(objective: Objective, at_least: int | None) -> Objective:
+    """The objective without dropout; its view hides so many units at the least."""
+    if isinstance(objective, Match | Classify | Rank):
+        objective = replace(objective, dropout=0.0)
     if at_least is None:
         return objective
     hide = {s: replace(h, at_least=at_least) for s, h in objective.view.hide.items()}

@@ -203,6 +203,7 @@ def test_heads_of_twelve_tasks_read_one_summary():
         assert heads[name].pooler is heads["answers"].pooler
     assert heads["answers"].pooler.width == 1024
     assert heads["answers"].pooler.activation == "relu"
+    assert heads["answers"].pooler.dropout == 0.1
 
 
 def test_a_sentence_is_read_with_each_of_two_pictures(world, tmp_path):
