@@ -39,7 +39,7 @@ def lxmert() -> Recipe:
     modeling_lxmert.py``. All objectives are summed over one pass, in which words and regions are
     hidden together and half of the sentences are another image's; words and regions of those are
     predicted too, questions are not answered. Each of the 9.18 million sentences, questions among
-    them, is an example (section 3.1.1). From fresh weights.
+    them, is an example (section 3.2). From fresh weights.
 
     As in the paper, regions are scored where they are hidden. The code scores objects and
     attributes of all regions, hidden or not, weighed by the detector's confidence, times 1 / 0.15:

@@ -46,9 +46,9 @@ def uniter() -> Recipe:
     ``img_layer_norm`` and ``pos_layer_norm`` decay. As in the code, the error of a feature is the
     mean over its 2,048 numbers, where the paper has the sum. Batches there are of 10,240 units on
     each of 8 devices, 6 times a step: about 200 examples 48 times. All 48 are of one task and one
-    data set, as there. The gradients of a step's 6 passes are summed there, not averaged, so that
-    it cuts them at 5 / 6 of what is cut here. Texts of more than 60 pieces are left out there, cut
-    here; where no word is hidden, the first is there, any one here.
+    data set, as there. The gradients of a step's 6 passes are summed there, not averaged: cut at 5,
+    their mean is cut at 0.83. Texts of more than 60 pieces are left out there, cut here; where no
+    word is hidden, the first is there, any one here.
 
     The paper's 86 M parameters are those of the layers (85.1 M) and little else: not counted are
     the table of words (22.3 M) and the heads.
