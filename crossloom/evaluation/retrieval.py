@@ -132,6 +132,7 @@ class Retrieval(Task):
                 combine=match.combine,
                 width=match.width,
                 activation=match.activation,
+                dropout=match.dropout,
             )
         }
 

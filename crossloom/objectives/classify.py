@@ -47,6 +47,12 @@ class Classify(Objective):
     pooled: tuple[str, ...] = ("text",)
     pool: Pool = "first"
     combine: Literal["product", "sum"] = "product"
+    width: int = 0
+    """To which summaries are brought; 0 for the first stream's (ViLBERT: 1024)."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Of the summaries (ViLBERT: relu)."""
+    dropout: float = 0.0
+    """Of what heads read of the summaries, in training (ViLBERT: 0.1)."""
 
     def names(self) -> tuple[str, ...]:
         """The classes, in order.
@@ -90,7 +96,10 @@ class Classify(Objective):
 
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
         """Pooler, hidden layer of twice the width, logits (LXMERT, UNITER)."""
-        pooler = Pooler(self.pooled, dict(widths), self.pool, self.combine)
+        pooler = Pooler(
+            self.pooled, dict(widths), self.pool, self.combine, self.width, self.activation,
+            self.dropout,
+        )  # fmt: skip
         return ClassifyHead(pooler, self._size(), self.form, self.view.rows)
 
     def check(self, modalities: Mapping[str, Modality]) -> None:

@@ -39,6 +39,8 @@ class Match(Objective):
     """To which summaries are brought; 0 for the first stream's (ViLBERT: 1024)."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Of the summaries (ViLBERT: relu)."""
+    dropout: float = 0.0
+    """Of what heads read of the summaries, in training (ViLBERT: 0.1)."""
     passages: bool = False
     """The reader mismatches passages (its ``mismatch``), not the view a stream."""
     which: bool = False
@@ -81,8 +83,9 @@ class Match(Objective):
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
         """Pooler and logits."""
         pooler = Pooler(
-            self.pooled, dict(widths), self.pool, self.combine, self.width, self.activation
-        )
+            self.pooled, dict(widths), self.pool, self.combine, self.width, self.activation,
+            self.dropout,
+        )  # fmt: skip
         if self.mined:
             return MinedHead(pooler, self.mined)
         return MatchHead(pooler, len(self.view.mismatched) if self.which else 0)

@@ -122,16 +122,19 @@ class Pooler(nn.Module):
         combine: Literal["product", "sum"] = "product",
         width: int = 0,
         activation: Literal["tanh", "relu"] = "tanh",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.streams, self.combine, self.activation = streams, combine, activation
+        self.dropout = dropout
         self.width = width or widths[streams[0]]
         self.summary = nn.ModuleDict({s: Summary(s, widths[s], pool) for s in streams})
         self.dense = nn.ModuleDict({s: nn.Linear(widths[s], self.width) for s in streams})
 
     def extra_repr(self) -> str:
         """What makes it another pooler than one of the same parameters."""
-        return f"combine={self.combine}" if len(self.streams) > 1 else ""
+        several = f"combine={self.combine}, " if len(self.streams) > 1 else ""
+        return f"{several}{self.activation}, dropout={self.dropout}"
 
     def forward(self, encoded: Encoded) -> Tensor:
         """``[E, width]``."""
@@ -140,4 +143,4 @@ class Pooler(nn.Module):
         out = parts[0]
         for part in parts[1:]:
             out = out * part if self.combine == "product" else out + part
-        return out
+        return F.dropout(out, self.dropout, self.training)

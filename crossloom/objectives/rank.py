@@ -42,8 +42,11 @@ class Rank(Objective):
     pool: Pool = "first"
     combine: Literal["product", "sum"] = "product"
     width: int = 0
-    """To which summaries are brought, and their ``activation``: those of the match."""
+    """To which summaries are brought; 0 for the first stream's (ViLBERT: 1024)."""
     activation: Literal["tanh", "relu"] = "tanh"
+    """Of the summaries (ViLBERT: relu)."""
+    dropout: float = 0.0
+    """Of what heads read of the summaries, in training (ViLBERT: 0.1)."""
 
     def aim(self, shown: Shown) -> Aim:
         """One slot, where there are others to be preferred to."""
@@ -58,8 +61,9 @@ class Rank(Objective):
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
         """Pooler and two logits, as of a match."""
         pooler = Pooler(
-            self.pooled, dict(widths), self.pool, self.combine, self.width, self.activation
-        )
+            self.pooled, dict(widths), self.pool, self.combine, self.width, self.activation,
+            self.dropout,
+        )  # fmt: skip
         return RankHead(pooler, self)
 
     def check(self, modalities: Mapping[str, Modality]) -> None:

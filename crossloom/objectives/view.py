@@ -68,7 +68,8 @@ class Hide:
     last: bool = False
     """The last unit may be selected too (``</s>``: who says a text has to learn to end it)."""
     at_least: int = 1
-    """Selected units (groups) at the least, where there are as many (UNITER: 1; BERT: 0)."""
+    """Selected units (groups) at the least, where there are as many (BERT, UNITER: 1; ViLBERT,
+    LXMERT: 0)."""
 
     def __post_init__(self) -> None:
         shares = (self.show, self.swap, self.drop)

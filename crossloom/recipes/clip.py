@@ -4,6 +4,8 @@ Followed: ``open_clip`` (``model.py``, ``loss.py``) and ``transformers`` (``mode
 which ``tests/parity`` holds the model and the loss against. Not copied: the end of a text found as
 the highest id, which breaks with any other vocabulary; here it is the last unit. The loss of one
 process over its own rows needs gradients through the gathered features; they are always there.
+Fresh weights are spread as all are here (docs/architecture.md), not by ``initialize_parameters``
+(``openai/CLIP``: ``clip/model.py``).
 """
 
 from __future__ import annotations
@@ -72,6 +74,9 @@ def multilingual_clip() -> Recipe:
     that bring what a tower by name gives to the width of the plan (its 49 patches too, which no
     loss looks at), and less by XLM-R's one row of segments.
 
+    13 thousand million pairs by 90 thousand, as the weights' name tells (``laion5b_s13b_b90k``).
+    Uncertain: rate and warm-up, CLIP's here; ``open_clip`` does not keep those of this run.
+
     :func:`multilingual_clip_distilled` is the other published form.
     """
     return Recipe(
@@ -104,7 +109,7 @@ def multilingual_clip() -> Recipe:
         steps=143_000,
         examples=352,
         micro=256,
-        optim=Optim(rate=5e-4, betas=(0.9, 0.98), epsilon=1e-6, decay=0.2),
+        optim=OPTIM,
         schedule=Schedule(shape="cosine", warmup=2000),
         precision="bf16",
     )  # fmt: skip

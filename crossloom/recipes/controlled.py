@@ -5,14 +5,17 @@ is embedded. Followed: e-bug/volta: ``config/ctrl_*_base.json``, ``volta/embeddi
 ``volta/losses.py``, ``examples/ctrl_*/concap/train.sh``. ``crossloom compare`` makes the table and
 the plot.
 
+One rate for all: ``train_concap.py`` means BERT's parts to learn with a tenth of it, but looks for
+their names before the model is wrapped, and twelve letters too late, so that none is found.
+
 Not copied: the whole image's feature is the mean of the regions that are *not* hidden (there, of
 features of overlapping regions too); targets are clean features; embeddings that BERT does not
-provide start as all others do; a match is class 1.
+provide start as all others do; another image's caption is never the image's own; a match is class
+1; the loss of words is 0 / 0 where no word of a batch is hidden.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from crossloom.data_pipelines.read import Texts
@@ -21,10 +24,11 @@ from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
 from crossloom.models.presets import co_attention, cross_encoder
 from crossloom.objectives.match import Match
-from crossloom.objectives.presets import BERT, OBJECTS
 from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.objectives.view import View
 from crossloom.recipes.parts import (
+    ANY_REGIONS,
+    ANY_WORDS,
     IMAGE,
     STREAMS,
     TEXT,
@@ -39,18 +43,15 @@ from crossloom.recipes.world import tiny
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
 
-#: Layers of the text, where streams have layers of their own.
-_WORDS = r"fusion\.layers\..*\.text\."
-
 
 def controlled_vilbert() -> Recipe:
     """Controlled ViLBERT: co-attention after six layers of text; norm of feature and box."""
-    return _recipe("vilbert", _vilbert(), _regions(box=5, norm="norm_of_sum"), given=_WORDS)
+    return _recipe("vilbert", _vilbert(), _regions(box=5, norm="norm_of_sum"))
 
 
 def controlled_lxmert() -> Recipe:
     """Controlled LXMERT: shared cross-attention; the mean of normed feature and box."""
-    return _recipe("lxmert", _lxmert(), _regions(box=5, norm="mean_of_norms"), given=_WORDS)
+    return _recipe("lxmert", _lxmert(), _regions(box=5, norm="mean_of_norms"))
 
 
 def controlled_visualbert() -> Recipe:
@@ -78,28 +79,28 @@ def controlled_uniter() -> Recipe:
 
 def controlled_vilbert_tiny() -> Recipe:
     """Controlled ViLBERT over the world: one layer of text, two connections."""
-    return tiny(controlled_vilbert(), _vilbert(first=1, pairs=2, width=96, heads=4))
+    return tiny(controlled_vilbert(), _vilbert(first=1, pairs=2, width=96, heads=4), at_least=1)
 
 
 def controlled_lxmert_tiny() -> Recipe:
     """Controlled LXMERT over the world: 2 + 1 + 2 layers of 96."""
     plan = _lxmert(text_layers=2, image_layers=1, cross=2, width=96, heads=4)
-    return tiny(controlled_lxmert(), plan)
+    return tiny(controlled_lxmert(), plan, at_least=1)
 
 
 def controlled_visualbert_tiny() -> Recipe:
     """Controlled VisualBERT over the world: 3 layers of 128."""
-    return tiny(controlled_visualbert(), tiny_plan())
+    return tiny(controlled_visualbert(), tiny_plan(), at_least=1)
 
 
 def controlled_vl_bert_tiny() -> Recipe:
     """Controlled VL-BERT over the world: 3 layers of 128."""
-    return tiny(controlled_vl_bert(), tiny_plan())
+    return tiny(controlled_vl_bert(), tiny_plan(), at_least=1)
 
 
 def controlled_uniter_tiny() -> Recipe:
     """Controlled UNITER over the world: 3 layers of 128."""
-    return tiny(controlled_uniter(), tiny_plan())
+    return tiny(controlled_uniter(), tiny_plan(), at_least=1)
 
 
 def _vilbert(**sizes: Any) -> Plan:
@@ -116,17 +117,15 @@ def _regions(**form: Any) -> Regions:
     return butd(limit=36, overall=True, **{"mask": "zero", **form})
 
 
-def _recipe(
-    name: str, plan: Plan, regions: Regions, *, given: str = r"fusion\.layers", **text: Any
-) -> Recipe:
+def _recipe(name: str, plan: Plan, regions: Regions, **text: Any) -> Recipe:
     """What all five share.
 
     Words and regions are hidden together; half of the captions are another image's, and then
     nothing is scored but the match (objective 1 there). Regions are asked for the detector's
-    distribution. Parts that BERT gives (the table of words, and layers whose names are ``given``)
-    learn with a tenth of the rate.
+    distribution. Training starts from BERT's uncased weights (``start``).
     """
-    view = View(name="joint", streams=STREAMS, hide={TEXT: BERT, IMAGE: OBJECTS}, mismatch=TEXT)
+    hide = {TEXT: ANY_WORDS, IMAGE: ANY_REGIONS}
+    view = View(name="joint", streams=STREAMS, hide=hide, mismatch=TEXT)
     words: Text = bert_text(limit=38, **text)
     return Recipe(
         name=f"controlled-{name}",
@@ -136,7 +135,9 @@ def _recipe(
         objectives={
             "mlm": Reconstruct(view=view, stream=TEXT, target="token"),
             "mrc": Reconstruct(view=view, stream=IMAGE, target="classes"),
-            "match": Match(view=view, pooled=STREAMS, width=1024, activation="relu"),
+            "match": Match(
+                view=view, pooled=STREAMS, width=1024, activation="relu", dropout=0.1
+            ),
         },
         mixture={
             "captions": Component(
@@ -148,9 +149,7 @@ def _recipe(
         steps=108_000,  # 10 epochs of 2.77 million pairs by 256
         examples=64,
         micro=4,
-        optim=replace(
-            bert_adam(1e-4, clip=5.0), factors={r"embed\.text": 0.1, given: 0.1}
-        ),
+        optim=bert_adam(1e-4, clip=5.0),
         schedule=Schedule(shape="linear", warmup=0.1),
         precision="bf16",
     )  # fmt: skip

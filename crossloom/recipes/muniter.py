@@ -60,12 +60,12 @@ def xuniter() -> Recipe:
 
 def muniter_tiny() -> Recipe:
     """MUNITER over the world: English captions, statements in ten languages."""
-    return tiny_with_statements(muniter(), tiny_plan())
+    return tiny_with_statements(muniter(), tiny_plan(), at_least=1)
 
 
 def xuniter_tiny() -> Recipe:
     """XUNITER over the world, as mUNITER; regions have a type of their own."""
-    return tiny_with_statements(xuniter(), tiny_plan())
+    return tiny_with_statements(xuniter(), tiny_plan(), at_least=1)
 
 
 def _recipe(name: str, text: Text) -> Recipe:

@@ -9,6 +9,7 @@ from crossloom.modalities.regions import Regions
 from crossloom.modalities.text import Text
 from crossloom.models.plan import Plan
 from crossloom.models.presets import single_stream
+from crossloom.objectives.presets import BERT, OBJECTS
 from crossloom.training.optim import Optim
 
 TEXT, IMAGE = "text", "image"
@@ -16,6 +17,9 @@ TEXT, IMAGE = "text", "image"
 STREAMS = (TEXT, IMAGE)
 #: What an encoder-decoder says, beside the text that it reads.
 TARGET = "target"
+#: Words, and regions, hidden one by one, of an example perhaps none: ``random_word`` and
+#: ``random_region`` of most code of 2019, where BERT's own hides one word at least.
+ANY_WORDS, ANY_REGIONS = replace(BERT, at_least=0), replace(OBJECTS, at_least=0)
 
 
 def bert_text(*, limit: int, cased: bool = False, **changes: Any) -> Text:
@@ -104,6 +108,8 @@ def bert_adam(rate: float, *, clip: float = 1.0) -> Optim:
     """BERT's optimiser (Devlin et al. 2019, appendix A.2; its code's ``optimization.py``).
 
     The original leaves out Adam's correction of the first steps, which warm-up makes small anyway.
+    Its port to PyTorch (``BertAdam``) cuts the gradient of each parameter at ``clip`` by itself,
+    here, as in the original, that of all together is.
     """
     return Optim(rate=rate, betas=(0.9, 0.999), epsilon=1e-6, decay=0.01, clip=clip)
 

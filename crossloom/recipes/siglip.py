@@ -6,6 +6,9 @@ summed over all pairs and divided by the rows, not by the pairs (section 3, equa
 pseudocode). AdamW stands for the code's form of Adafactor. Not copied: scale and bias that start at
 zero in ``transformers``; they start at log 10 and -10 (section 3).
 
+AdamW takes the place of Adafactor, whose second moments are factored (``big_vision``:
+``optax.py``, ``scale_by_adafactor``).
+
 The pairs (WebLI) are not public, and how many the released weights saw is told in their release
 notes only (40 thousand million): steps and schedule are uncertain.
 """

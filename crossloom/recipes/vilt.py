@@ -28,13 +28,16 @@ def vilt() -> Recipe:
     leaves out ``[CLS]``, ``[SEP]`` and the image's summary. The layers start from ViT-B/32, the
     table of words by chance (``start``).
 
-    Whole words are hidden, as in the paper; the code does so only with ``whole_word_masking``,
-    which its configuration leaves off.
+    Whole words are hidden, as in the paper and with the command of ``TRAIN.md``. Warm-up is over a
+    tenth of the steps, as in the paper (section 4.2); that command leaves the code's 2,500. Words
+    are scored with their table, as in ``transformers``; in the code with a matrix of its own (23.4
+    M).
 
     Pictures are squares of 384 here; there, the shorter side is 384, the longer at most 640, and of
     their patches 200 at most are drawn. Half of the pairs of a device's batch are mismatched there,
     exactly; here each with probability one half. One epsilon (1e-12) holds for all norms, as in
-    ``transformers``; the original's layers have 1e-6.
+    ``transformers``; the original's layers have 1e-6. Attention drops a tenth of its weights and
+    feed-forwards nothing within; there it is the other way round (``vision_transformer.py``).
 
     The paper's 87.4 M parameters are those of the layers (85.1 M) and of the patches (2.4 M): the
     table of words (23.4 M) and the heads are not counted there.

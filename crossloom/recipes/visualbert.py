@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from crossloom.data_pipelines.read import Parallel
 from crossloom.objectives.match import Match
-from crossloom.objectives.presets import BERT
 from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.objectives.view import View
 from crossloom.recipes.parts import (
+    ANY_WORDS,
     IMAGE,
     STREAMS,
     TEXT,
@@ -41,7 +41,7 @@ def visualbert() -> Recipe:
 
     Parameters: those of ``VisualBertForPreTraining``, and no more.
     """
-    view = View(name="captions", streams=STREAMS, hide={TEXT: BERT})
+    view = View(name="captions", streams=STREAMS, hide={TEXT: ANY_WORDS})
     return Recipe(
         name="visualbert",
         data="shards",
@@ -74,4 +74,4 @@ def visualbert() -> Recipe:
 
 def visualbert_tiny() -> Recipe:
     """VisualBERT over the world: pairs of English captions, 3 layers of 128."""
-    return tiny(visualbert(), tiny_plan())
+    return tiny(visualbert(), tiny_plan(), at_least=1)

@@ -11,7 +11,8 @@ on features computed beforehand. The detector is not trained along, and no pixel
   there. Captions and regions are cut to 64 units together there; here to 64 and 50 each.
 - Regions end with a learned ``[END]``; texts alone, which have no regions here, end without it.
 - Not copied: the rate is one number, not one for each example that grows with the number of devices
-  (issue 10); random words are never special ones.
+  (issue 10); random words are never special ones; norms and biases do not decay
+  (``pretrain/function/train.py`` has one group of parameters).
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from crossloom.data_pipelines.read import Blocks, Texts
-from crossloom.objectives.presets import BERT, OBJECTS
 from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.objectives.view import View
 from crossloom.recipes.parts import (
+    ANY_REGIONS,
+    ANY_WORDS,
     IMAGE,
     STREAMS,
     TEXT,
@@ -37,8 +39,8 @@ from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
 
-#: Whole words, perhaps none; regions one by one, perhaps none, the whole image never.
-WORDS, REGIONS = replace(BERT, by="group", at_least=0), replace(OBJECTS, at_least=0)
+#: Whole words, perhaps none.
+WORDS = replace(ANY_WORDS, by="group")
 
 
 def vl_bert() -> Recipe:
@@ -58,7 +60,7 @@ def vl_bert() -> Recipe:
     114.5 M parameters: the code's modules, and a norm in the transform for regions (1,536) and a
     decoder's bias of its own for texts alone (30,522).
     """
-    joint = View(name="joint", streams=STREAMS, hide={TEXT: WORDS, IMAGE: REGIONS})
+    joint = View(name="joint", streams=STREAMS, hide={TEXT: WORDS, IMAGE: ANY_REGIONS})
     alone = View(name="alone", streams=(TEXT,), hide={TEXT: WORDS})
     return Recipe(
         name="vl-bert",

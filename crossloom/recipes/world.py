@@ -19,6 +19,10 @@ from crossloom.modalities.speech import Speech
 from crossloom.modalities.text import Text
 from crossloom.models.plan import Norm, Plan
 from crossloom.models.presets import Tower, towers
+from crossloom.objectives.classify import Classify
+from crossloom.objectives.match import Match
+from crossloom.objectives.objective import Objective
+from crossloom.objectives.rank import Rank
 from crossloom.training.ddp import Ddp
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
@@ -35,6 +39,7 @@ def tiny(
     *,
     steps: int = 600,
     rate: float = 1e-3,
+    at_least: int | None = None,
 ) -> Recipe:
     """A recipe over the world's scenes.
 
@@ -44,6 +49,8 @@ def tiny(
         mixture: its components over the world; the recipe's own, all over ``train-*.tar``, if None.
         steps: of 64 examples.
         rate: of learning; small models bear more.
+        at_least: units that each view hides of a stream that it hides units of, at the least (the
+            world's captions are short: many would have none); the recipe's own if None.
     """
     parts = recipe.mixture if mixture is None else mixture
     return replace(
@@ -52,6 +59,7 @@ def tiny(
         data=WORLD,
         modalities={s: small(m) for s, m in recipe.modalities.items()},
         plan=replace(plan, dropout=0.0),
+        objectives={n: _scored(o, at_least) for n, o in recipe.objectives.items()},
         mixture={
             n: _balanced(c if mixture is not None else replace(c, shards="train-*.tar", held=""))
             for n, c in parts.items()
@@ -91,11 +99,22 @@ def world_codes(recipe: Recipe) -> Recipe:
     )
 
 
-def tiny_with_statements(recipe: Recipe, plan: Plan) -> Recipe:
+def tiny_with_statements(recipe: Recipe, plan: Plan, *, at_least: int | None = None) -> Recipe:
     """A recipe of components ``captions`` and ``texts``: the texts are statements on the scenes."""
     statements = replace(recipe.mixture["texts"], reader=Blocks(of="statements", stretch=1024))
     parts = {"captions": recipe.mixture["captions"], "texts": statements}
-    return tiny(recipe, plan, {n: replace(c, shards="train-*.tar") for n, c in parts.items()})
+    mixture = {n: replace(c, shards="train-*.tar") for n, c in parts.items()}
+    return tiny(recipe, plan, mixture, at_least=at_least)
+
+
+def _scored(objective: Objective, at_least: int | None) -> Objective:
+    """The objective without dropout; its view hides so many units at the least."""
+    if isinstance(objective, Match | Classify | Rank):
+        objective = replace(objective, dropout=0.0)
+    if at_least is None:
+        return objective
+    hide = {s: replace(h, at_least=at_least) for s, h in objective.view.hide.items()}
+    return replace(objective, view=replace(objective.view, hide=hide))
 
 
 def _balanced(component: Component) -> Component:

@@ -97,6 +97,25 @@ def contrast(**more):
     return Contrast(view=view, pair=("a", "b"), dim=WIDTH, **more)
 
 
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_a_product_of_vilberts_kind(activation):
+    """Linear and activation each, product, and a tenth dropped in training alone."""
+    torch.manual_seed(0)
+    pooler = Pooler(
+        ("a", "b"), dict.fromkeys("ab", WIDTH), width=2000, activation=activation, dropout=0.1
+    )
+    given = encoded()
+    act = getattr(torch, activation)
+    parts = [act(pooler.dense[s](pooler.summary[s](given))) for s in "ab"]
+    whole = pooler.eval()(given)
+    assert torch.equal(whole, parts[0] * parts[1])
+    dropped = pooler.train()(given)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], whole[kept] / 0.9)
+    share = 1 - kept[whole != 0].float().mean()
+    assert 0.08 < share < 0.12
+
+
 def test_each_stream_has_its_pool_and_projection():
     torch.manual_seed(0)
     spec = contrast(pools={"a": "last"}, projections={"a": "none", "b": "affine"})

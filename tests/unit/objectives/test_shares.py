@@ -83,6 +83,8 @@ def test_poolers_of_other_streams_differ():
         {"pool": "mean"},
         {"pool": Probe(heads=2, hidden=16)},
         {"pooled": STREAMS, "combine": "sum"},
+        {"activation": "relu"},
+        {"dropout": 0.1},
     ],
 )
 def test_poolers_that_summarise_otherwise_differ(changes):

@@ -48,6 +48,7 @@ def test_one_view_of_three_streams(name):
     assert all(read == view.streams for read in reads.values())
     weights = [recipe.objectives[o].weight for o in ("words", "tags", "contrast")]
     assert weights == [0.5, 0.5, 1]
+    assert (recipe.optim.rate, recipe.optim.clip, recipe.schedule.warmup) == (5e-5, 10, 0)
 
 
 @pytest.mark.parametrize("name", ["oscar-tiny", "oscar-plus-tiny"])

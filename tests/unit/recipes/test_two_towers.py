@@ -60,6 +60,7 @@ def test_clip_as_published():
     assert recipe.modalities["image"].longest() == 50
     assert clip.clip_b16().modalities["image"].longest() == 197
     assert (recipe.optim.rate, recipe.optim.decay, recipe.schedule.warmup) == (5e-4, 0.2, 2000)
+    assert recipe.optim.clip == 0
 
 
 @pytest.mark.parametrize(
