@@ -91,7 +91,7 @@ def test_a_run_stopped_anywhere_and_resumed_equals_one_never_stopped(whole, tmp_
 
 
 def test_a_run_leaves_its_average_and_tells_its_rates(whole):
-    recipe, out = whole
+    _, out = whole
     last = checkpoint.load(checkpoint.checkpoints(out / "checkpoints")[-1])
     average, final = last.under("ema"), load_file(out / "model.safetensors")
     assert average.keys() == final.keys() == last.weights.keys()
