@@ -247,6 +247,7 @@ def test_the_share_right_decides_and_else_the_loss():
     assert x.beaten(replace(x, value=0.6))
     assert not x.beaten(replace(x, value=0.5))
     assert y.beaten(replace(y, value=2.9))
+    assert not y.beaten(replace(y, value=3.0))
     assert not y.beaten(replace(y, value=3.1))
     with pytest.raises(RunError, match="select: a/z: the objective scores nothing"):
         figure("a/z", measured, 7)
