@@ -157,3 +157,5 @@ def test_spikes_are_told_by_the_mean_of_what_was_taken():
     for norm in (5.0, float("inf"), 0.1, 4.0):
         assert again.accept(norm) == skips.accept(norm)
     assert Skips(0.0, 9, mean=1.0, seen=99).accept(1e9)  # switched off
+    first = Skips(spike=4.0, most=9)
+    assert [first.accept(x) for x in (1.0, 100.0, *[1.0] * 18, 100.0)] == [*[True] * 20, False]

@@ -29,7 +29,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from crossloom.data_pipelines.sources.common import Conversion, Progress, Report, SourceError
+from crossloom.data_pipelines.sources.common import (
+    Conversion,
+    Progress,
+    Report,
+    SourceError,
+    need_input,
+)
 from crossloom.data_pipelines.sources.region_features import (
     BadRegions,
     Regions,
@@ -71,9 +77,9 @@ def convert(
     Raises:
         SourceError: the input is not of this form.
     """
-    if input is None or not Path(input).exists():
-        raise SourceError(f"{input}: no such file or folder; butd reads TSV files of features")
-    path = Path(input)
+    path = need_input(input, "butd", "TSV files of features", "file or folder")
+    if not path.exists():
+        raise SourceError(f"{path}: no such file or folder; butd reads TSV files of features")
     files = sorted(p for p in path.iterdir() if ".tsv" in p.name) if path.is_dir() else [path]
     if not files:
         raise SourceError(f"{path}: no *.tsv in it")

@@ -293,15 +293,24 @@ def check_shares(**shares: float) -> None:
 # --- files --------------------------------------------------------------------------------------
 
 
+def need_input(path: Path | None, source: str, holds: str, what: str = "file") -> Path:
+    """The input, there or not.
+
+    Raises:
+        SourceError: not given.
+    """
+    if path is None:
+        raise SourceError(f"{source}: give the {what} to convert ({holds})")
+    return Path(path)
+
+
 def need_folder(path: Path | None, source: str, holds: str) -> Path:
     """The input folder.
 
     Raises:
         SourceError: not given, or not there.
     """
-    if path is None:
-        raise SourceError(f"{source}: give the folder to convert ({holds})")
-    path = Path(path)
+    path = need_input(path, source, holds, "folder")
     if not path.is_dir():
         raise SourceError(f"{path}: no such folder; {source} reads a folder with {holds}")
     return path

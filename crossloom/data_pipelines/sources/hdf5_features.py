@@ -31,6 +31,7 @@ from crossloom.data_pipelines.sources.common import (
     Progress,
     Report,
     SourceError,
+    need_input,
     need_package,
     read_json,
 )
@@ -71,9 +72,9 @@ def convert(
     Raises:
         SourceError: the input is no such file, or a package is missing.
     """
-    if input is None or not Path(input).is_file():
-        raise SourceError(f"{input}: no such file; hdf5 reads one file of region features")
-    path = Path(input)
+    path = need_input(input, "hdf5", "one file of region features")
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file; hdf5 reads one file of region features")
     to = Conversion("hdf5", out, shard_size=shard_size, overwrite=overwrite, progress=progress)
     h5py = need_package("h5py", "features")
     try:

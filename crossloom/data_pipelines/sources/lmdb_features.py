@@ -35,6 +35,7 @@ from crossloom.data_pipelines.sources.common import (
     Progress,
     Report,
     SourceError,
+    need_input,
     need_package,
 )
 from crossloom.data_pipelines.sources.plain_pickle import NotPlain, load_plain
@@ -73,8 +74,8 @@ def convert(
     Raises:
         SourceError: the input is no such database, or a package is missing.
     """
-    path = Path(input) if input is not None else None
-    if path is None or not path.exists() or (path.is_dir() and not (path / "data.mdb").is_file()):
+    path = need_input(input, "lmdb", "a folder with data.mdb, or a file", "database")
+    if not path.exists() or (path.is_dir() and not (path / "data.mdb").is_file()):
         raise SourceError(f"{path}: no LMDB database; it is a folder with data.mdb, or a file")
     to = Conversion("lmdb", out, shard_size=shard_size, overwrite=overwrite, progress=progress)
     lmdb = need_package("lmdb", "features")

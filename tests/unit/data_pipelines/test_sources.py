@@ -186,9 +186,10 @@ def test_a_failure_leaves_the_earlier_output(
 
 def test_an_input_that_is_not_there(source: tuple[str, Path], tmp_path: Path) -> None:
     name, _ = source
-    for bad in (None, tmp_path / "absent"):
-        with pytest.raises(SourceError):
-            convert(name, bad, tmp_path / "out")
+    with pytest.raises(SourceError, match="give the f"):
+        convert(name, None, tmp_path / "out")
+    with pytest.raises(SourceError, match=str(tmp_path / "absent")):
+        convert(name, tmp_path / "absent", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match=str(tmp_path / "empty")):
         convert(name, tmp_path / "empty", tmp_path / "out")
@@ -265,5 +266,5 @@ def test_stable_choices() -> None:
     more = hold_back(reversed(names), "x", test=3, dev=4)
     assert {n for n in names if splits[n] == "test"} == {n for n in names if more[n] == "test"}
     for bad in ({"dev": -0.1}, {"dev": 0.5, "test": 0.5}, {"dev": 2}):
-        with pytest.raises(SourceError):
+        with pytest.raises(SourceError, match="fractions, together below 1"):
             check_shares(**bad)

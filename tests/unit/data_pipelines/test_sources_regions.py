@@ -388,8 +388,10 @@ def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(SourceError, match=r"lmdb: not installed"):
         lmdb_source.convert(tmp_path / "db", tmp_path / "out")
     for source in (hdf5, lmdb_source):
-        with pytest.raises(SourceError, match=r"no such file|no LMDB database"):
+        with pytest.raises(SourceError, match=r"absent: no (such file|LMDB database)"):
             source.convert(tmp_path / "absent", tmp_path / "out")
+        with pytest.raises(SourceError, match=r"give the (file|database) to convert"):
+            source.convert(None, tmp_path / "out")
 
 
 def test_files_of_another_kind(tmp_path: Path) -> None:

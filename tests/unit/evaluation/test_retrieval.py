@@ -1,7 +1,9 @@
 """Retrieval: clean pairs are scored, each direction reranks its own candidates."""
 
 import json
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.features import features, read_examples
 from crossloom.evaluation.finetune import make_task
 from crossloom.evaluation.predict import gather, predict
-from crossloom.evaluation.retrieval import _Scorer
+from crossloom.evaluation.retrieval import _log_odds, _Scorer
 from crossloom.objectives.presets import itc, itm
 from crossloom.objectives.view import Hide, View
 from crossloom.testing.recipes import STREAMS, tiny_recipe
@@ -80,6 +82,14 @@ def test_each_direction_reranks_its_own_candidates(world, monkeypatch):
         assert ((out[way] > -1e5) == lifted).all()
         assert out[way][lifted] == pytest.approx((before[way] + scores)[lifted])
         assert (np.argsort(out[way][0])[:2] == np.argsort(before[way][0])[:2]).all()
+
+
+def test_cosines_count_in_the_scale_they_were_trained_in():
+    head = itc(dim=4).head({}, dict.fromkeys(STREAMS, 4))
+    head.scale.data.fill_(math.log(20))
+    model, cosine = SimpleNamespace(heads={"itc": head}), {"text_to_image": np.array([[0.5, -1]])}
+    found = _log_odds(model, {"contrast": "itc"}, cosine)
+    assert found["text_to_image"] == pytest.approx(np.array([[10, -20]]))
 
 
 @pytest.fixture(scope="module")

@@ -174,7 +174,7 @@ def test_a_candidate_that_reads_the_same_is_right(base, parallel, tmp_path):
         for n in range(4):
             texts = {"en": ["red star"], "de": ["roter Stern" if n % 2 else "Stern"]}
             writer.write(f"{n:03d}", {"json": {"id": str(n), "texts": texts}})
-    result = evaluate(TASK, base, start("cpu"), [f"data={tmp_path}", "layer=0"])
+    result = evaluate(TASK, base, start("cpu"), [f"data={tmp_path}", "layer=0", "least=4"])
     assert result.metrics["by_direction"]["de-en"] == 1
 
 

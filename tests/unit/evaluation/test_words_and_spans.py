@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.tokenizer import train as train_tokenizer
 from crossloom.data_pipelines.write import ShardWriter
-from crossloom.evaluation.answer_spans import best_spans
+from crossloom.evaluation.answer_spans import XQuad, best_spans
 from crossloom.evaluation.answers import best, exact, f1, normalise
 from crossloom.evaluation.chunks import are_chunks, chunk_scores, chunks
 from crossloom.evaluation.finetune import evaluate, finetune, make_task
@@ -102,6 +103,14 @@ def test_spans_are_found_as_by_trying_all():
     assert [(a, b) for _, a, b in found] == ordered
     assert [s for s, _, _ in found] == pytest.approx([tried[s] for s in ordered])
     assert len(best_spans(scores, characters, 3, 99)) == len(tried)
+
+
+def test_a_span_of_several_windows_has_the_best_of_their_scores():
+    characters = np.array([[-1] * 3, [1, 0, 3], [1, 3, 6]])
+    window = SimpleNamespace(units={"text": SimpleNamespace(targets={"characters": characters})})
+    scores = np.zeros((2, 3, 2))
+    scores[0, 1] = 3, 4
+    assert XQuad(answers=2)._best([window, window], scores) == [(7, 0, 3), (3, 0, 6)]
 
 
 # --- learned ------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ def test_the_tests_named_are_about_the_recipe(name):
     for test in STATES[name].tests:
         text = (TESTS / test).read_text("utf-8")
         about = (name, function, family, family.replace("_", ""))
-        assert any(word in text for word in about) or "xlm" in test, test
+        lent = (name, test) == ("multilingual-clip", "parity/test_xlm_r.py")  # its text tower
+        assert any(word in text for word in about) or lent, test
 
 
 def test_each_published_system_has_a_state_and_each_tiny_one():

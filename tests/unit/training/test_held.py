@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from crossloom.data_pipelines.loader import Shares
+from crossloom.modalities.patches import Patches
+from crossloom.modalities.pictures import Augment
 from crossloom.models.presets import single_stream
 from crossloom.testing.processes import run_ranks
 from crossloom.testing.recipes import tiny_recipe
@@ -53,6 +55,16 @@ def test_losses_are_the_models_own_on_the_held_shards(world):
             total += float(engine.model(batch.to("cpu"))["tlm"]["loss"])
         slots += batch.counts["tlm"]
     assert found["translations"]["tlm"]["loss"] == pytest.approx(total / slots, rel=1e-5)
+
+
+def test_what_is_held_back_is_not_augmented(world):
+    recipe = with_held(world).located()
+    image = Patches(size=32, patch=16, augment=Augment())
+    recipe = replace(recipe, modalities={**recipe.modalities, "image": image})
+    stacks = Held(recipe, Shares(recipe.micro), CPU).stacks
+    assert len(stacks) == 2
+    for stack in stacks.values():
+        assert stack.collator.modalities["image"] == replace(image, augment=None)
 
 
 def test_measuring_changes_nothing_of_the_training(world, tmp_path):
@@ -235,6 +247,7 @@ def test_the_share_right_decides_and_else_the_loss():
     assert x.beaten(replace(x, value=0.6))
     assert not x.beaten(replace(x, value=0.5))
     assert y.beaten(replace(y, value=2.9))
+    assert not y.beaten(replace(y, value=3.0))
     assert not y.beaten(replace(y, value=3.1))
     with pytest.raises(RunError, match="select: a/z: the objective scores nothing"):
         figure("a/z", measured, 7)

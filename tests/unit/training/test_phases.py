@@ -143,13 +143,18 @@ def test_phases_of_the_past_stay(world):
         continued(rewritten, before, 4)
     planned = replace(before, phases=(*before.phases, Phase(step=9, weights={"captions": 1.0})))
     assert continued(planned, before, 4) == planned
+    # one that begins at the step itself has not been trained with
+    assert continued(rewritten, before, 1).phases == rewritten.phases
+    other = continued(weigh(tiny_recipe(world), captions=1.0, translations=5.0), before, 2)
+    assert other.phases == (Phase(step=2, weights={"captions": 1.0, "translations": 5.0}),)
+    later = replace(before, phases=(Phase(step=3, weights={"captions": 1.0}),))
+    assert continued(later, before, 2) == later
 
 
 def test_a_run_goes_on_with_other_weights(world, tmp_path):
     recipe = replace(tiny_recipe(world), steps=8, save_every=4)
     train(recipe, tmp_path / "whole", CPU)
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000008", ignore_errors=True)
     for path in (tmp_path / "run" / "checkpoints").glob("*8"):
         shutil.rmtree(path)
     train(weigh(recipe, captions=0.0), tmp_path / "run", CPU, resume=True)

@@ -57,6 +57,9 @@ def test_overrides_reach_every_depth(recipe):
     assert changed.mixture["captions"].weight == 5
     assert changed.plan.layers[0].blocks[1].hidden == 64
     assert changed.optim.factors == {"embed": 0.5}
+    # patterns are keys of the recipe's own
+    added = override(changed, ["optim.factors.heads=2", "optim.factors.embed=0"])
+    assert added.optim.factors == {"embed": 0, "heads": 2}
     assert recipe.optim.rate == 1e-3
 
 
