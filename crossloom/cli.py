@@ -284,7 +284,7 @@ def pretrain(
         replay(folder, debug_step, environment, print)
         _close()
         return
-    with training(chosen.name) as display:
+    with training(chosen.name, chosen.steps) as display:
         train(chosen, folder, environment, resume=resume, display=display)
     _done(environment.main, folder)
 
@@ -329,6 +329,8 @@ def evaluate(
     """Evaluate a run on a task and write RUN/results/TASK.json."""
     from crossloom.evaluation import finetune as tuning
     from crossloom.evaluation.metrics import tables
+    from crossloom.evaluation.report import lookup
+    from crossloom.plugins import find
     from crossloom.training.environment import start
 
     with counting(f"evaluate {task}") as watch:
@@ -338,6 +340,9 @@ def evaluate(
         for row in rows:
             table.add_row(*row)
         console.print(table)
+    figures = [lookup(result.metrics, path) for path in find("task", task).headlines]
+    if figures and set(figures) == {None}:
+        console.print("nothing was scored: the examples do not tell what is right")
     console.print(f"weights selected by: {result.selected_by}")
     for file in result.files:
         console.print(f"wrote {run / 'results' / file}")

@@ -222,6 +222,8 @@ def train_tokenizer(
         byte_fallback=byte_fallback,
     )
     _print_report(report)
+    told = f" (the texts support no more; --vocab {vocab:,})" if report.size < vocab else ""
+    console.print(f"{report.size:,} ids{told}")
     console.print(f"wrote {out} and {out.with_suffix('.report.json')}")
 
 

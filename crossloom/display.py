@@ -72,8 +72,8 @@ def figures(values: dict[str, float]) -> str:
 
 
 @contextmanager
-def training(title: str) -> Iterator[Callable[[Report], None]]:
-    """A display for :func:`crossloom.training.loop.train`."""
+def training(title: str, steps: int | None = None) -> Iterator[Callable[[Report], None]]:
+    """A display for :func:`crossloom.training.loop.train`; ``steps`` in all, if known."""
     if not console.is_terminal:
         began = time.perf_counter()
         first: list[int] = []
@@ -90,7 +90,7 @@ def training(title: str) -> Iterator[Callable[[Report], None]]:
         yield line
         return
     with _Bar() as bar:
-        task = bar.add_task(title, total=None, figures="starting")
+        task = bar.add_task(title, total=steps, figures="starting")
 
         def update(report: Report) -> None:
             bar.update(

@@ -18,7 +18,7 @@ from crossloom.training.checkpoint import write_atomically
 from crossloom.training.environment import Environment
 from crossloom.training.held import Best
 from crossloom.training.loop import Progress, train
-from crossloom.training.recipe import Recipe, RecipeError, explain, override, value_of
+from crossloom.training.recipe import Recipe, RecipeError, explain, override, unknown, value_of
 from crossloom.training.run import SELECTED, load_weights, make_model, open_run, start_from
 
 
@@ -26,15 +26,19 @@ def make_task(name: str, assignments: Sequence[str] = ()) -> tuple[Task, list[st
     """A task by name with its own fields set, and the assignments meant for the recipe.
 
     Raises:
-        PluginError: no such task. RecipeError: a value does not fit.
+        PluginError: no such task. RecipeError: a value does not fit, or neither the task nor the
+            recipe has such a field.
     """
     cls = find("task", name)
     own = {f.name for f in fields(cls)} - {"budget"}
+    of_recipe = {f.name for f in fields(Recipe)}
     mine, rest = {}, []
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if equals and key in own:
             mine[key] = value_of(value) if value else ""
+        elif equals and (first := key.partition(".")[0]) not in of_recipe:
+            raise RecipeError(f"{key}: {unknown(first, sorted(own | of_recipe))}")
         else:
             rest.append(assignment)
     cls.__pydantic_config__ = ConfigDict(extra="forbid")

@@ -261,16 +261,16 @@ class Recipe:
             for objective in component.objectives:
                 if objective not in self.objectives:
                     raise ValueError(
-                        f"mixture.{name}.objectives: {_unknown(objective, self.objectives)}"
+                        f"mixture.{name}.objectives: {unknown(objective, self.objectives)}"
                     )
             _check_joined(name, component, self.objectives, self.modalities)
         for stream in (*self.tied, *self.tied.values()):
             if stream not in self.modalities:
-                raise ValueError(f"tied: {_unknown(stream, self.modalities)}")
+                raise ValueError(f"tied: {unknown(stream, self.modalities)}")
         for number, phase in enumerate(self.phases):
             for name in phase.weights:
                 if name not in self.mixture:
-                    raise ValueError(f"phases.{number}.weights: {_unknown(name, self.mixture)}")
+                    raise ValueError(f"phases.{number}.weights: {unknown(name, self.mixture)}")
         if self.held_every and not any(c.held for c in self.mixture.values()):
             raise ValueError("held_every: no component of the mixture has `held` shards")
         if self.pace and not self.held_every:
@@ -433,7 +433,7 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
                 prefix = f"{at}: " if at else ""
                 if at == "optim.factors" or any(node is x for x in opened):
                     break
-                raise RecipeError(f"{path}: {prefix}{_unknown(part, known)}")
+                raise RecipeError(f"{path}: {prefix}{unknown(part, known)}")
             if depth < len(parents):
                 node = node[part]
         value = value_of(text)
@@ -462,7 +462,7 @@ def explain(error: ValidationError, cls: type) -> str:
     for item in error.errors():
         place = [str(x) for x in item["loc"]]
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            lines.append(f"{'.'.join(place)}: {_unknown(place[-1], _known(cls, place[:-1]))}")
+            lines.append(f"{'.'.join(place)}: {unknown(place[-1], _known(cls, place[:-1]))}")
         else:
             message = item["msg"].removeprefix("Value error, ")
             lines.append(f"{'.'.join(place)}: {message}" if place else message)
@@ -477,7 +477,8 @@ def _known(cls: Any, path: Sequence[str]) -> list[str]:
     return [f.name for f in fields(cls)] if cls and is_dataclass(cls) else []
 
 
-def _unknown(name: str, known: Any) -> str:
+def unknown(name: str, known: Any) -> str:
+    """In words, that a name is not among those known, and the nearest of them."""
     names = list(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if near:

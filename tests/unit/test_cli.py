@@ -17,6 +17,8 @@ from rich.console import Console
 import crossloom
 from crossloom import display
 from crossloom.cli import _listing
+from crossloom.data_pipelines.shards import open_shards
+from crossloom.data_pipelines.write import ShardWriter
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.loop import Progress
 from crossloom.training.recipe import from_dict, to_yaml
@@ -70,6 +72,8 @@ def test_the_version_is_said():
         (["finetune", "vqqa", "--from", "x"], "no task is called 'vqqa'; did you mean 'vqa'?"),
         (["finetune", "vqa", "--from", "nowhere"], "nowhere: not a run directory"),
         (["evaluate", "vqa", "--from", "nowhere"], "nowhere: not a run directory"),
+        (["evaluate", "xnli", "languags=[en]", "--from", "x"], "did you mean 'languages'?"),
+        (["finetune", "vqa", "optin.rate=1", "--from", "x"], "optin.rate: there is no 'optin'"),
         (["shards", "make", "worl"], "did you mean 'world'?"),
         (["shards", "make", "coco", "nowhere"], "nowhere"),
         (["shards", "make", "world", "--set", "examplse=3"], "did you mean 'examples'?"),
@@ -171,6 +175,25 @@ def test_the_whole_path(pretrained, world, tmp_path):
         assert loaded not in page
     assert page.count("<svg") >= 3
     assert "accuracy in all other languages" in page
+
+
+def test_examples_without_answers_are_said_to_be_unscored(pretrained, world, tmp_path):
+    code, _, said = run(
+        "finetune", "vqa", "--from", pretrained, "--out", tmp_path / "vqa", "steps=1"
+    )
+    assert code == 0, said
+    (shard,) = open_shards("test-*.tar", world)
+    with ShardWriter(tmp_path, "kept") as writer:
+        for number in range(3):
+            members = dict(shard.read(number))
+            body = json.loads(members["json"])
+            body["questions"] = [q | {"answers": {}} for q in body["questions"]]
+            writer.write(str(number), members | {"json": body})
+    code, _, said = run(
+        "evaluate", "vqa", "--from", tmp_path / "vqa", f"data={tmp_path}", "test=*.tar"
+    )
+    assert code == 0, said
+    assert "nothing was scored" in said
 
 
 @pytest.mark.parametrize("task", ["vqa", "retrieval"])

@@ -149,3 +149,14 @@ def test_the_command_measures_any_vocabulary(shards, words, tmp_path):
     assert found["scripts"]["cyrillic"]["covered"] == 0
     wrong = CliRunner().invoke(app, [*call[:-1], "worpiece"])
     assert "there are own, xlm-r" in str(wrong.exception)
+
+
+def test_fewer_ids_than_asked_for_are_told(shards, tmp_path):
+    told = CliRunner().invoke(
+        app,
+        ["tokenizer", "train", "--vocab", "9000", "--out", str(tmp_path / "t.model")]
+        + [x for s in shards for x in ("--shards", str(s.path))],
+    )
+    size = json.loads((tmp_path / "t.report.json").read_text())["size"]
+    assert told.exit_code == 0
+    assert f"{size:,} ids (the texts support no more; --vocab 9,000)" in told.output
