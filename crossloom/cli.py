@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossloom.cli_data import Assignments, shards, tokenizer
-from crossloom.display import console, counting, training
+from crossloom.display import console, counting, output, training
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -339,7 +339,7 @@ def evaluate(
         table = Table(*heads, title=f"{task} on {result.split}")
         for row in rows:
             table.add_row(*row)
-        console.print(table)
+        output.print(table)
     figures = [lookup(result.metrics, path) for path in find("task", task).headlines]
     if figures and set(figures) == {None}:
         console.print("nothing was scored: the examples do not tell what is right")
@@ -422,7 +422,7 @@ def compare(
     shown = Table(*systems)
     for line in rest:
         shown.add_row(*line)
-    console.print(shown)
+    output.print(shown)
     side_by_side.write_comparison(scores, out, side_by_side.languages(runs))
     console.print(f"wrote {out} and {out.with_suffix('.json')}")
 
@@ -458,8 +458,8 @@ def doctor(
         if one.mend or rank == 0:
             table.add_row(one.what, _plain(Exception(str(one))))
     if table.row_count:
-        console.print(f"rank {rank}") if "RANK" in os.environ else None
-        console.print(table)
+        output.print(f"rank {rank}") if "RANK" in os.environ else None
+        output.print(table)
     _close()
     if any(one.mend for one in found):
         raise typer.Exit(1)

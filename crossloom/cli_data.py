@@ -12,7 +12,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.table import Table
 
-from crossloom.display import console, counting
+from crossloom.display import console, counting, output
 
 shards = typer.Typer(no_args_is_help=True, help="Make, check and look at shards.")
 tokenizer = typer.Typer(no_args_is_help=True, help="Train vocabularies, and measure them.")
@@ -81,8 +81,8 @@ def index(
     with counting("shards index") as progress:
         found = write_indexes(expand(patterns), into, checksums, renew, progress)
     total = describe(found)
-    console.print(f"{total['shards']} shards, {total['samples']} samples")
-    console.print(json.dumps(total, indent=1))
+    output.print(f"{total['shards']} shards, {total['samples']} samples")
+    output.print(json.dumps(total, indent=1))
     damaged = [d for s in found for d in s.defects]
     for one in damaged:
         console.print(f"{one.shard}: {one.kind}: {one.message}", markup=False, soft_wrap=True)
@@ -120,9 +120,9 @@ def check(
     table = Table("defect", "samples")
     for kind, count in sorted(report.defects.items()):
         table.add_row(kind, str(count))
-    console.print(f"{report.samples} samples, {sum(report.defects.values())} bad")
+    output.print(f"{report.samples} samples, {sum(report.defects.values())} bad")
     if report.defects:
-        console.print(table)
+        output.print(table)
         console.print(f"listed in {quarantine}")
         raise typer.Exit(1)
 
@@ -256,7 +256,7 @@ def _print_report(report: Any) -> None:
         table = Table(*headings)
         for row in rows:
             table.add_row(*row)
-        console.print(table)
+        output.print(table)
 
 
 # --- recipes and plugins ------------------------------------------------------------------------

@@ -21,9 +21,16 @@ from rich.text import Text
 if TYPE_CHECKING:
     from crossloom.training.loop import Progress as Report
 
+#: What is said while something runs; what was asked for goes to ``output``, for files and pipes.
 console = Console(stderr=True, emoji=False)  # the : of module:name: is no emoji
-if not console.is_terminal:
-    console.width = 1000  # a log has no edge at which to wrap lines and cut tables
+output = Console(emoji=False)
+for one in (console, output):
+    if not one.is_terminal:
+        one.width = 1000  # a log has no edge at which to wrap lines and cut tables
+
+
+#: Seconds between the lines of a log in which something is counted.
+EVERY = 30.0
 
 
 class _Bar(Progress):
@@ -105,16 +112,26 @@ def training(title: str, steps: int | None = None) -> Iterator[Callable[[Report]
 
 @contextmanager
 def counting(title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A display for anything that counts: call it with (done, total or None)."""
+    """A display for anything that counts: call it with (done, total or None).
+
+    A log has a line at the end, and one every half a minute before.
+    """
     if not console.is_terminal:
-        began = time.perf_counter()
-        last = [0]
+        began = said = time.perf_counter()
+        last = 0
 
         def note(done: int, total: int | None) -> None:
-            last[0] = done
+            nonlocal said, last
+            last, now = done, time.perf_counter()
+            if now - said >= EVERY:
+                said = now
+                left = f" of {total:,} · left {(now - began) * (total / done - 1):.0f} s" if (
+                    total and done
+                ) else ""  # fmt: skip
+                console.print(f"{title}: {done:,}{left}", highlight=False)
 
         yield note
-        console.print(f"{title}: {last[0]} in {time.perf_counter() - began:.1f} s", highlight=False)
+        console.print(f"{title}: {last:,} in {time.perf_counter() - began:.1f} s", highlight=False)
         return
     with _Bar() as bar:
         task = bar.add_task(title, total=None, figures="")

@@ -2,6 +2,12 @@
 # Sourced by the other scripts of this folder: what each of them needs to start processes.
 here=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
+# what the head of a script says of it
+help() {
+  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"
+  exit 0
+}
+
 # a program of the project's own environment, where there is one
 program() {
   if [ -x "$here/.venv/bin/$1" ]; then echo "$here/.venv/bin/$1"; else echo "$1"; fi

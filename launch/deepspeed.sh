@@ -17,6 +17,7 @@ while [ $# -gt 0 ]; do
   case "$1" in
     --hostfile) [ $# -ge 2 ] || usage; hostfile=$2; shift 2 ;;
     --port) [ $# -ge 2 ] || usage; port=$2; shift 2 ;;
+    -h | --help) help ;;
     --dry-run) dry=yes; shift ;;
     *) break ;;
   esac

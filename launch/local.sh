@@ -14,6 +14,7 @@ while [ $# -gt 0 ]; do
   case "$1" in
     -n) [ $# -ge 2 ] || usage; processes=$2; shift 2 ;;
     --restarts) [ $# -ge 2 ] || usage; restarts=$2; shift 2 ;;
+    -h | --help) help ;;
     --dry-run) dry=yes; shift ;;
     *) break ;;
   esac

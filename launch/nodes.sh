@@ -17,6 +17,7 @@ usage() {
 nodes="" node="" at="" processes="" address="" dry="" restarts=0
 while [ $# -gt 0 ]; do
   case "$1" in
+    -h | --help) help ;;
     --dry-run) dry=yes; shift; continue ;;
     --nodes | --node | --at | -n | --local-addr | --restarts) [ $# -ge 2 ] || usage ;;
     *) break ;;

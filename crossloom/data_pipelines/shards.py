@@ -286,7 +286,8 @@ def open_shards(patterns: str | Sequence[str], root: str | Path = "") -> tuple[S
     if not any(s.samples for s in shards):
         kind, message = shards[0].damage or ("empty shard", "it holds no sample")
         what = "not a readable tar" if kind == "not a tar" else f"no sample can be read: {kind}"
-        more = f" (nor any of {len(shards) - 1} others)" if len(shards) > 1 else ""
+        others = f"{len(shards) - 1} others" if len(shards) > 2 else "another"
+        more = f" (nor of {others})" if len(shards) > 1 else ""
         raise ShardError(f"{shards[0].shown}: {what} ({message}){more}; convert or copy it again")
     return shards
 

@@ -138,6 +138,21 @@ def test_figures_beneath_a_bar_are_shown_whole(monkeypatch):
     assert "waiting 50%" in " ".join(shown.split())
 
 
+def test_a_log_tells_how_far_a_count_is(monkeypatch):
+    told = Console(file=io.StringIO(), width=60, force_terminal=False)
+    monkeypatch.setattr(display, "console", told)
+    for every, lines in ((1e9, 0), (0.0, 3)):
+        monkeypatch.setattr(display, "EVERY", every)
+        told.file.truncate(0)
+        with display.counting("reading") as note:
+            for done, total in ((0, 2000), (1000, 2000), (2000, None)):
+                note(done, total)
+        shown = told.file.getvalue().splitlines()
+        assert len(shown) == lines + 1
+        assert re.search(r"reading: 2,000 in \d+\.\d s", shown[-1])
+    assert "reading: 1,000 of 2,000 · left 0 s" in shown[1]
+
+
 def test_the_component_whose_shards_are_missing_is_named(recipe, tmp_path):
     code, _, said = run("pretrain", recipe, "data=.", cwd=tmp_path)
     assert code == 2
@@ -158,9 +173,10 @@ def test_the_whole_path(pretrained, world, tmp_path):
         cwd=pretrained.parent,  # a path relative to where one stands
     )  # fmt: skip
     assert code == 0, said
-    code, _, said = run("evaluate", "xnli", "--from", tuned)
+    code, shown, said = run("evaluate", "xnli", "--from", tuned)
     assert code == 0, said
-    assert "zero_shot_mean" in said
+    assert "zero_shot_mean" in shown  # what was asked for can be piped; what is said beside it not
+    assert "weights selected by" not in shown
     result = json.loads((tuned / "results" / "xnli.json").read_text())
     assert result["metrics"]["pairs"] == 20 * 4 * 10
     assert set(result["metrics"]["by_language"]) >= {"en", "zh"}
@@ -204,10 +220,10 @@ def test_tasks_with_pictures(pretrained, task, tmp_path):
         "finetune", task, "--from", pretrained, "--out", tuned, "steps=2", "examples=8", *settings
     )
     assert code == 0, said
-    code, _, said = run("evaluate", task, "--from", tuned)
+    code, shown, said = run("evaluate", task, "--from", tuned)
     assert code == 0, said
     metrics = json.loads((tuned / "results" / f"{task}.json").read_text())["metrics"]
-    assert f"{task} on test" in said
+    assert f"{task} on test" in shown
     assert f"wrote {tuned}/results/{task}." in said.replace("\n", "")
     if task == "vqa":
         assert 0 <= metrics["accuracy"] <= 1
@@ -362,7 +378,7 @@ def test_index_writes_checksums_into_a_folder_and_names_damage(world, tmp_path):
 
 
 def test_doctor_speaks():
-    code, _, said = run("doctor", "--at", "/proc")  # where there is no room at all
+    code, shown, _ = run("doctor", "--at", "/proc")  # where there is no room at all
     assert code == 1
-    assert "torch" in said
-    assert "full: make room" in said
+    assert "torch" in shown
+    assert "full: make room" in shown

@@ -166,6 +166,14 @@ def test_what_is_missing_is_named(script, arguments, said):
     assert said in done.stderr
 
 
+@pytest.mark.parametrize("script", ["local.sh", "nodes.sh", "deepspeed.sh"])
+def test_scripts_say_how_they_are_called(script):
+    done = launch(script, "--help")
+    assert done.returncode == 0
+    assert f"launch/{script} [" in done.stdout or f"launch/{script} --" in done.stdout
+    assert "set -euo" not in done.stdout
+
+
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 def test_scripts_pass_shellcheck():
     done = subprocess.run(
