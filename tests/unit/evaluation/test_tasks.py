@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from crossloom.data_pipelines.annotated import Labelled, Questions, Refers
+from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.finetune import evaluate, finetune, make_task
+from crossloom.evaluation.grounding import _record
 from crossloom.evaluation.task import split_of
 from crossloom.evaluation.two_pictures import beside, sentence_of
 from crossloom.evaluation.vqa import Gqa, Vqa
@@ -24,7 +26,7 @@ from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
 from crossloom.training.recipe import Pace, Phase, RecipeError
 from crossloom.training.run import load_weights, make_model, open_run
-from crossloom.units import BadSample, keyed_rng
+from crossloom.units import BadSample, keyed_rng, make_units
 
 ENGLISH = "languages=[en]"
 
@@ -77,6 +79,20 @@ def test_grounding_learns_on_the_world(base, tmp_path, loss):
         high = max(0, min(a[3], b[3]) - max(a[1], b[1]))
         union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - wide * high
         assert record["score"] == float(wide * high / union >= 0.5)
+
+
+def test_the_whole_image_is_no_answer():
+    corners = np.array([[0, 0, 1, 1], [0, 0, 0.4, 1], [0.6, 0, 1, 1]])
+    units = make_units({"corners": corners}, maskable=np.array([False, True, True]))
+    labels = {"id": "7", "language": "en", "kind": "", "text": "all", "size": [100, 50]}
+    labels["box"] = [0.0, 0.0, 1.0, 1.0]
+    example = Example(
+        key="test-000000/1", sample="test-000000/1", epoch=0, units={"image": units}, labels=labels
+    )
+    record = _record(example, "image", torch.tensor([5.0, 2.0, 1.0]))
+    assert record["predicted"] == [0, 0, 40, 50]
+    assert record["overlap"] == pytest.approx(0.4)
+    assert (record["score"], record["reachable"]) == (0, False)
 
 
 def npz(tmp_path, **arrays):
