@@ -17,6 +17,7 @@ from crossloom.evaluation.grounding import _record
 from crossloom.evaluation.task import split_of
 from crossloom.evaluation.two_pictures import beside, sentence_of
 from crossloom.evaluation.vqa import Gqa, Vqa
+from crossloom.evaluation.zero_shot import _scores
 from crossloom.modalities.patches import Patches
 from crossloom.models.presets import co_attention, single_stream
 from crossloom.objectives.presets import itm
@@ -360,10 +361,15 @@ def test_stages_of_pre_training_do_not_hinder(base):
         phases=(Phase(step=1, weights={"captions": 1.0}),),
         held_every=5,
         pace=Pace(),
+        ema=0.9,
     )
     made = make_task("snli-ve")[0].recipe(staged, "")
-    assert (made.phases, made.held_every, made.pace) == ((), 0, None)
+    assert (made.phases, made.held_every, made.pace, made.ema) == ((), 0, None, 0.9)
     assert list(made.mixture) == ["snli-ve"]
+    # weights that are selected are not averaged, and what selects them is never drawn
+    selecting = make_task("snli-ve", ["dev=dev-*.tar"])[0].recipe(staged, "")
+    assert (selecting.select, selecting.held_every, selecting.ema) == ("dev/snli-ve", 100, 0)
+    assert {n: c.weight for n, c in selecting.mixture.items()} == {"snli-ve": 1, "dev": 0}
 
 
 def test_retrieval_goes_on_with_the_heads_there_are(base):
@@ -483,10 +489,13 @@ def test_zero_shot_classes_by_hand(base, labelled, tmp_path):
     for name in names:
         mean = np.mean([vectors(t.format(name), shard.read(0))[0] for t in templates], axis=0)
         described.append(mean / np.linalg.norm(mean))
-    expected = []
-    for number in range(8):
-        scores = np.array(described) @ vectors("x", shard.read(number))[1]
+    expected, scale = [], float(loaded.model.heads["itc"].factor())
+    for number, record in enumerate(result.records):
+        scores = scale * np.array(described) @ vectors("x", shard.read(number))[1]
         expected.append(np.argsort(-scores)[:4].tolist())
+        chance = 1 / np.exp(scores - scores.max()).sum()
+        assert record["probability"] == pytest.approx(chance, rel=1e-4)
+    assert len(expected) == 8
     assert [r["found"] for r in result.records] == expected
     right = [e[0] == n % 4 for n, e in enumerate(expected)]
     assert result.metrics["top1"] == pytest.approx(np.mean(right))
@@ -495,6 +504,14 @@ def test_zero_shot_classes_by_hand(base, labelled, tmp_path):
     assert result.metrics["mean_per_class"] == pytest.approx(np.mean(by_class))
     line = handed_in(run, "zero-shot.predictions.txt").splitlines()[3]
     assert line == f"test-000000/3 {' '.join(map(str, expected[3]))}"
+
+
+def test_classes_count_alike_however_many_pictures_they_have():
+    found = [("a", 1.0), ("a", 1.0), ("a", 0.0), ("b", 0.0), ("c", None)]
+    scores = _scores([{"label": c, "score": s, "among_five": s} for c, s in found])
+    assert scores == {
+        "top1": 0.5, "top5": 0.5, "mean_per_class": pytest.approx((2 / 3 + 0) / 2),
+    }  # fmt: skip
 
 
 def test_zero_shot_says_what_it_lacks(base, labelled, tmp_path):
