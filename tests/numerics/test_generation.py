@@ -314,7 +314,9 @@ def test_examples_together_are_searched_as_each_alone(plan, search, ahead):
         np.testing.assert_allclose([s.score for s in said], [s.score for s in expected], atol=1e-4)
 
 
-@pytest.mark.parametrize("forced", [[[3], [1], [4]], [[3, 1, 2, 0], [1, 1, 4, 3], [4, 0, 0, 2]]])
+@pytest.mark.parametrize(
+    "forced", [[[3], [1], [4]], [[3, 1, 2, 0] * 2, [1, 1, 4, 3] * 2, [4, 0, 0, 2] * 2]]
+)
 def test_forced_units_are_read_but_not_returned(forced):
     model = make("encoder-decoder", seed=2)
     search = Search(beams=2, best=2, longest=4)
@@ -325,6 +327,7 @@ def test_forced_units_are_read_but_not_returned(forced):
     for image, first, said in zip(IMAGES, forced, found, strict=True):
         expected = plain_beam(model, image, [0, *first], search)
         assert [s.units for s in said] == [s.units for s in expected]
+        np.testing.assert_allclose([s.score for s in said], [s.score for s in expected], atol=1e-4)
 
 
 def test_the_end_is_left_out_and_ends():

@@ -150,6 +150,11 @@ def test_windows_of_an_arc_are_equal():
     assert half == list(range(2083))
 
 
+def test_what_one_window_holds_is_shuffled_as_a_whole():
+    firsts = {Order([8], seed=seed, readers=1, window=8).at(0, 0).example for seed in range(40)}
+    assert firsts == set(range(8))
+
+
 def test_the_draws_are_pinned():
     """A change here is another order for every run: raise ``order.VERSION``, say so in the log."""
     order = Order([5, 7, 2], seed=0, readers=4, window=3, together=2)
@@ -213,3 +218,4 @@ def test_temperature_flattens():
     flat = temperature({"a": 1000, "b": 10}, 0.3)
     assert flat["a"] == pytest.approx(1000**0.3 / (1000**0.3 + 10**0.3))
     assert temperature({"a": 3, "b": 1}, 1) == {"a": 0.75, "b": 0.25}
+    assert temperature({"a": 3, "b": 1, "c": 0}, 0) == {"a": 0.5, "b": 0.5, "c": 0}

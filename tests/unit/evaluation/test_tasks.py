@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from crossloom.data_pipelines.annotated import Labelled, Questions, Refers
+from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.finetune import evaluate, finetune, make_task
+from crossloom.evaluation.grounding import _record
 from crossloom.evaluation.task import split_of
 from crossloom.evaluation.two_pictures import beside, sentence_of
 from crossloom.evaluation.vqa import Gqa, Vqa
+from crossloom.evaluation.zero_shot import _scores
 from crossloom.modalities.patches import Patches
 from crossloom.models.presets import co_attention, dual_encoder, single_stream
 from crossloom.objectives.presets import itm
@@ -25,7 +28,7 @@ from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
 from crossloom.training.recipe import Pace, Phase, RecipeError
 from crossloom.training.run import load_weights, make_model, open_run
-from crossloom.units import BadSample, keyed_rng
+from crossloom.units import BadSample, keyed_rng, make_units
 
 ENGLISH = "languages=[en]"
 
@@ -78,6 +81,20 @@ def test_grounding_learns_on_the_world(base, tmp_path, loss):
         high = max(0, min(a[3], b[3]) - max(a[1], b[1]))
         union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - wide * high
         assert record["score"] == float(wide * high / union >= 0.5)
+
+
+def test_the_whole_image_is_no_answer():
+    corners = np.array([[0, 0, 1, 1], [0, 0, 0.4, 1], [0.6, 0, 1, 1]])
+    units = make_units({"corners": corners}, maskable=np.array([False, True, True]))
+    labels = {"id": "7", "language": "en", "kind": "", "text": "all", "size": [100, 50]}
+    labels["box"] = [0.0, 0.0, 1.0, 1.0]
+    example = Example(
+        key="test-000000/1", sample="test-000000/1", epoch=0, units={"image": units}, labels=labels
+    )
+    record = _record(example, "image", torch.tensor([5.0, 2.0, 1.0]))
+    assert record["predicted"] == [0, 0, 40, 50]
+    assert record["overlap"] == pytest.approx(0.4)
+    assert (record["score"], record["reachable"]) == (0, False)
 
 
 def npz(tmp_path, **arrays):
@@ -365,10 +382,15 @@ def test_stages_of_pre_training_do_not_hinder(base):
         phases=(Phase(step=1, weights={"captions": 1.0}),),
         held_every=5,
         pace=Pace(),
+        ema=0.9,
     )
     made = make_task("snli-ve")[0].recipe(staged, "")
-    assert (made.phases, made.held_every, made.pace) == ((), 0, None)
+    assert (made.phases, made.held_every, made.pace, made.ema) == ((), 0, None, 0.9)
     assert list(made.mixture) == ["snli-ve"]
+    # weights that are selected are not averaged, and what selects them is never drawn
+    selecting = make_task("snli-ve", ["dev=dev-*.tar"])[0].recipe(staged, "")
+    assert (selecting.select, selecting.held_every, selecting.ema) == ("dev/snli-ve", 100, 0)
+    assert {n: c.weight for n, c in selecting.mixture.items()} == {"snli-ve": 1, "dev": 0}
 
 
 def test_retrieval_goes_on_with_the_heads_there_are(base):
@@ -510,10 +532,13 @@ def test_zero_shot_classes_by_hand(base, labelled, tmp_path):
     for name in names:
         mean = np.mean([vectors(t.format(name), shard.read(0))[0] for t in templates], axis=0)
         described.append(mean / np.linalg.norm(mean))
-    expected = []
-    for number in range(8):
-        scores = np.array(described) @ vectors("x", shard.read(number))[1]
+    expected, scale = [], float(loaded.model.heads["itc"].factor())
+    for number, record in enumerate(result.records):
+        scores = scale * np.array(described) @ vectors("x", shard.read(number))[1]
         expected.append(np.argsort(-scores)[:4].tolist())
+        chance = 1 / np.exp(scores - scores.max()).sum()
+        assert record["probability"] == pytest.approx(chance, rel=1e-4)
+    assert len(expected) == 8
     assert [r["found"] for r in result.records] == expected
     right = [e[0] == n % 4 for n, e in enumerate(expected)]
     assert result.metrics["top1"] == pytest.approx(np.mean(right))
@@ -522,6 +547,14 @@ def test_zero_shot_classes_by_hand(base, labelled, tmp_path):
     assert result.metrics["mean_per_class"] == pytest.approx(np.mean(by_class))
     line = handed_in(run, "zero-shot.predictions.txt").splitlines()[3]
     assert line == f"test-000000/3 {' '.join(map(str, expected[3]))}"
+
+
+def test_classes_count_alike_however_many_pictures_they_have():
+    found = [("a", 1.0), ("a", 1.0), ("a", 0.0), ("b", 0.0), ("c", None)]
+    scores = _scores([{"label": c, "score": s, "among_five": s} for c, s in found])
+    assert scores == {
+        "top1": 0.5, "top5": 0.5, "mean_per_class": pytest.approx((2 / 3 + 0) / 2),
+    }  # fmt: skip
 
 
 def test_zero_shot_says_what_it_lacks(base, labelled, tmp_path):

@@ -66,6 +66,18 @@ def test_what_fits_is_found_said_kept_and_changes_nothing(world, tmp_path, capsy
     assert len(losses(tmp_path / "found")) == 6
 
 
+def test_the_largest_of_the_first_micro_batches_stands_for_all(world, monkeypatch):
+    recipe = make(world, fused=-1).located()
+    stack, tried = make_stack(recipe), []
+    monkeypatch.setattr(fit, "_fits", lambda *given: bool(tried.append(given[2])))
+    with pytest.raises(RecipeError, match="not even one"):
+        fit.fitting(recipe, stack, start("cpu"))
+    units = {n: [b.units for b in stack.first(n, 8)] for n in stack.parts}
+    assert all(len(set(some)) > 1 for some in units.values())
+    for fused, batches in zip((4, 2, 1), tried, strict=True):
+        assert [b.units for b in batches] == [fused * max(some) for some in units.values()]
+
+
 @pytest.mark.parametrize(("examples", "fused"), [(16, 4), (15, 2), (7, 1)])
 def test_the_most_that_divides_a_share_is_taken_and_nothing_is_left_of_trials(
     world, monkeypatch, examples, fused
