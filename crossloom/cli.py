@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.text import Text
 
 from crossloom.cli_data import Assignments, shards, tokenizer
 from crossloom.display import console, counting, output, training
+
+if TYPE_CHECKING:
+    from crossloom.plugins import Plugin
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -138,6 +141,24 @@ def _status(error: Exception, configuration: tuple[type[Exception], ...]) -> int
 # --- shards -------------------------------------------------------------------------------------
 
 
+def _listed(plugin: Plugin) -> dict[str, str]:
+    """The line of a recipe."""
+    from crossloom.recipes.state import state
+    from crossloom.training import overview
+
+    row = {"recipe": plugin.name, "from": plugin.origin}
+    try:
+        one = overview.entry(plugin, state(plugin.name))
+    except ValueError as error:
+        # another package's broken recipe must not hide the others
+        return row | {"what it is": f"[red]{_plain(error)}[/]"}
+    row |= {"plan": f"{one.plan}; {one.size}", "streams": one.streams}
+    row |= {"objectives": one.objectives, "parameters": one.parameters, "what it is": one.says}
+    if one.state:
+        row |= {"published": one.state.count(), "state": one.state.shown}
+    return row
+
+
 @recipes.command("list")
 def list_recipes(
     page: Annotated[
@@ -156,19 +177,10 @@ def list_recipes(
         console.print(f"wrote {page / 'recipes.md'} with {len(own)} recipes")
         return
     rows = []
-    for plugin in plugins:
-        row = {"recipe": plugin.name, "from": plugin.origin}
-        try:
-            one = overview.entry(plugin, state(plugin.name))
-        except ValueError as error:
-            # another package's broken recipe must not hide the others
-            rows.append(row | {"what it is": f"[red]{_plain(error)}[/]"})
-            continue
-        row |= {"plan": f"{one.plan}; {one.size}", "streams": one.streams}
-        row |= {"objectives": one.objectives, "parameters": one.parameters, "what it is": one.says}
-        if one.state:
-            row |= {"published": one.state.count(), "state": one.state.shown}
-        rows.append(row)
+    with counting("recipes") as watch:
+        for number, plugin in enumerate(plugins):
+            watch(number, len(plugins))
+            rows.append(_listed(plugin))
     some = ("recipe", "parameters", "what it is")
     rest = ("plan", "objectives", "streams", "published", "state", "from")
     _listing(rows, some, rest)
