@@ -76,7 +76,7 @@ def test_what_is_not_the_whole_is_no_checkpoint(tmp_path, parts, message):
 
 def test_more_than_the_whole_is_no_checkpoint(tmp_path):
     checkpoint.write_part(tmp_path, 1, 0, {"model/w": Piece(torch.zeros(12), (4, 2))})
-    with pytest.raises(OSError, match="model/w .* from 12 to 8; do all processes"):
+    with pytest.raises(OSError, match=r"model/w .* from 12 to 8; do all processes"):
         checkpoint.commit(tmp_path, 1, {})
 
 
