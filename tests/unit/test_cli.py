@@ -1,5 +1,6 @@
 """The command line as a person meets it: what it prints, what it leaves, how it ends."""
 
+import errno
 import io
 import json
 import os
@@ -9,19 +10,22 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from rich.console import Console
 
 import crossloom
-from crossloom import display
+from crossloom import cli, display
 from crossloom.cli import _listing
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.testing.recipes import tiny_recipe
-from crossloom.training.loop import Progress
-from crossloom.training.recipe import from_dict, to_yaml
+from crossloom.training.checkpoint import CheckpointError
+from crossloom.training.loop import Progress, Stopped
+from crossloom.training.quarantine import RunError
+from crossloom.training.recipe import RecipeError, from_dict, to_yaml
 
 
 def run(*arguments, cwd=None, **environment):
@@ -157,6 +161,32 @@ def test_the_component_whose_shards_are_missing_is_named(recipe, tmp_path):
     code, _, said = run("pretrain", recipe, "data=.", cwd=tmp_path)
     assert code == 2
     assert re.search(r"error: mixture\.\w+\.shards: train-\*\.tar: no such shards", said), said
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (RecipeError("set tested=[red] or [en]"), 2, "error: set tested=[red] or [en]"),
+        (ValueError("two views"), 2, "error: two views"),
+        (RunError("too many"), 1, "error: too many"),
+        (CheckpointError("damaged"), 1, "error: damaged"),
+        (OSError(errno.ENOSPC, "no space"), 1, "error: [Errno 28] no space"),
+        (Stopped(3, 75), 75, "stopped after step 3, as asked; --resume goes on from there"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_ends_a_command_is_a_line_and_a_status(monkeypatch, capsys, error, status, said):
+    monkeypatch.setattr(cli, "app", Mock(side_effect=error))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == status
+    assert capsys.readouterr().err.strip() == said
+
+
+def test_a_fault_of_our_own_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(cli, "app", Mock(side_effect=KeyError("x")))
+    with pytest.raises(KeyError):
+        cli.main()
 
 
 def test_a_missing_vocabulary_says_what_to_do(recipe, tmp_path):

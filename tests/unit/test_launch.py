@@ -51,6 +51,18 @@ def test_a_shell_that_looks_for_folders_elsewhere_changes_nothing():
     assert plain == other
 
 
+@pytest.mark.parametrize(
+    ("processes", "given", "threads"),
+    [(5, {}, 2), (20, {}, 1), (5, {"OMP_NUM_THREADS": "7"}, 7)],
+)
+def test_processes_share_the_cores(tmp_path, processes, given, threads):
+    (tmp_path / "nproc").write_text("#!/bin/sh\necho 12\n")
+    (tmp_path / "nproc").chmod(0o755)
+    given = given | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    said = launch("local.sh", "-n", processes, "--dry-run", *GIVEN, **given).stdout
+    assert said.startswith(f"OMP_NUM_THREADS={threads} ")
+
+
 def test_nodes_meet_at_the_first_of_them():
     first, second = (
         dry("nodes.sh", "--nodes", 2, "--node", n, "--at", "a:29500", "-n", 4, "--dry-run", *GIVEN)

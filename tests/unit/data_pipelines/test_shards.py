@@ -1,5 +1,6 @@
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,11 +9,11 @@ from crossloom.data_pipelines.annotated import Pairs, Questions
 from crossloom.data_pipelines.collate import Collator, Example, exhibit
 from crossloom.data_pipelines.read import Parallel, Texts
 from crossloom.data_pipelines.shards import ShardError, index_path, load_index, open_shards
-from crossloom.data_pipelines.source import Source
+from crossloom.data_pipelines.source import Source, units_of
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.objectives.view import Hide, View
 from crossloom.testing.recipes import tiny_recipe
-from crossloom.units import BadSample, Fate, keyed_rng
+from crossloom.units import BadSample, Fate, keyed_rng, make_units
 
 JSON = {
     "texts": {"en": ["one", "two"], "de": ["eins", "zwei"]},
@@ -230,6 +231,14 @@ def test_little_data_is_not_repeated_within_a_batch(world):
     for number in range(7):
         places = order.micro(number, 8)
         assert len(set(places)) == 8
+
+
+def test_an_example_without_a_unit_is_a_bad_sample():
+    silent = SimpleNamespace(decode=lambda sample, rng: make_units({"x": np.zeros(0)}))
+    streams = {"text": silent, "image": silent}
+    with pytest.raises(BadSample, match="image: no units") as found:
+        units_of({}, "k", 0, streams, frozenset({"image"}), 0)
+    assert found.value.kind == "empty stream"
 
 
 def test_a_batch_lays_units_end_to_end_and_shifts_aims(world):

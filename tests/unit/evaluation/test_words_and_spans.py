@@ -19,12 +19,14 @@ from crossloom.evaluation.tagging import Tagging
 from crossloom.modalities.text import Text
 from crossloom.models.presets import single_stream
 from crossloom.objectives.presets import mmlm
+from crossloom.objectives.tag import Tag
+from crossloom.objectives.view import Shown, View
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
 from crossloom.training.recipe import RecipeError
 from crossloom.training.run import make_model, open_run
-from crossloom.units import keyed_rng
+from crossloom.units import keyed_rng, make_units
 
 CPU = start("cpu")
 
@@ -298,10 +300,16 @@ def test_the_loss_is_the_mean_of_both_ends(world):
     assert float(out["loss"]) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_streams_that_do_not_tell_characters_are_refused(world):
-    from crossloom.objectives.tag import Tag
-    from crossloom.objectives.view import View
+def test_words_of_a_class_that_is_not_listed_have_no_slot():
+    characters = np.array([[-1] * 3, [0, 0, 3], [0, 3, 7], [0, 7, 9]])
+    units = make_units({"x": np.zeros(4)}, targets={"characters": characters})
+    labels = {"words": [(0, 3), (4, 7), (7, 9), (10, 12)], "tags": ["V", "?", "N", "N"]}
+    shown = Shown(key="k", units={"text": units}, fate={}, matched=True, labels=labels)
+    aim = Tag(view=View(name="tag", streams=("text",)), classes=("N", "V")).aim(shown)
+    assert (aim.index.tolist(), aim.value.tolist()) == ([1, 3], [1, 0])
 
+
+def test_streams_that_do_not_tell_characters_are_refused(world):
     tag = Tag(view=View(name="tag", streams=("text",)), classes=("a", "b"))
     with pytest.raises(ValueError, match="set characters: true"):
         tag.check({"text": Text(vocabulary=str(world / "tokenizer.model"))})

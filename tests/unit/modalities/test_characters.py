@@ -98,6 +98,16 @@ def test_windows_cover_a_long_passage_and_keep_the_question(text):
     assert ends[-2] < len(spans)
 
 
+def test_a_long_question_leaves_half_of_the_room_to_windows(text):
+    asked, long = " ".join(["Where is the square?"] * 9), " ".join([SAID] * 3)
+    short = Text(vocabulary=text.vocabulary, characters=True, limit=24, stride=7)
+    windows = short.windows(sample(asked, long))
+    own = [x[x[:, 0] == 1, 1:] for x in (u.targets["characters"] for u in windows)]
+    assert {len(u) for u in windows[:-1]} == {24}
+    assert {len(x) for x in own[:-1]} == {10}  # half of what specials leave
+    assert {(*x,) for some in own for x in some.tolist()} == {*map(tuple, text.vocab.spans(long))}
+
+
 def test_a_stride_longer_than_a_window_leaves_nothing_out(text):
     long = " ".join([SAID] * 5)
     short = Text(vocabulary=text.vocabulary, characters=True, limit=30, stride=128)

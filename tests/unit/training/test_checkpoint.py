@@ -74,6 +74,12 @@ def test_what_is_not_the_whole_is_no_checkpoint(tmp_path, parts, message):
     assert checkpoint.checkpoints(tmp_path) == []
 
 
+def test_more_than_the_whole_is_no_checkpoint(tmp_path):
+    checkpoint.write_part(tmp_path, 1, 0, {"model/w": Piece(torch.zeros(12), (4, 2))})
+    with pytest.raises(OSError, match=r"model/w .* from 12 to 8; do all processes"):
+        checkpoint.commit(tmp_path, 1, {})
+
+
 def test_a_tensor_that_only_a_missing_part_had_is_missed(tmp_path):
     checkpoint.write_part(tmp_path, 1, 0, {"model/v": Piece.whole(torch.zeros(3))})
     with pytest.raises(OSError, match="lacks model/w"):
