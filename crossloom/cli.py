@@ -374,7 +374,7 @@ def import_(
     from crossloom.interop.exchange import import_checkpoint
 
     done = import_checkpoint(source, out, assignments or [])
-    _told("start afresh", done.fresh)
+    _told("started afresh", done.fresh)
     _told("left out", done.left_out)
     console.print(f"{done.family}: run in {done.folder}")
 

@@ -70,8 +70,9 @@ class Guard:
     def _end(self) -> None:
         stage, about = self._stage
         out = sys.__stderr__ or sys.stderr
+        # on a line of its own, even where another process is writing its stack
         print(
-            f"rank {self.rank}: no step has ended for {self.after:g} s or more (stall_after); "
+            f"\nrank {self.rank}: no step has ended for {self.after:g} s or more (stall_after); "
             f"this process is at: {stage}",
             file=out,
             flush=True,

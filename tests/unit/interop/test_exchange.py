@@ -84,8 +84,8 @@ def test_a_checkpoint_becomes_a_run_that_is_used_and_trained(published, world, t
     run = tmp_path / "clip"
     done = command("import", published, "--out", run)
     assert done.exit_code == 0, done.output
-    assert "1 weight start afresh: embed.image.mask" in done.output
-    assert "1 weights left out: text_model.adapter.weight" in done.output
+    assert "1 weight started afresh: embed.image.mask" in done.output
+    assert "1 weight left out: text_model.adapter.weight" in done.output
     assert "clip: run in" in done.output
 
     loaded = crossloom.load(run)
