@@ -11,10 +11,11 @@ import torch
 from crossloom.batch import AimBatch, Encoded, Stream, ViewBatch
 from crossloom.modalities.modality import Embedder, Modality, Target
 from crossloom.models import presets
-from crossloom.models.generation import Said, Search, Speaker, _beam, generate
+from crossloom.models.generation import Said, Search, _beam, generate
 from crossloom.models.model import CrossloomModel
 from crossloom.models.plan import Attend, Feed, Grid, Layer, Plan
 from crossloom.models.presets import encoder_decoder, single_stream
+from crossloom.models.speaker import Speaker
 from crossloom.objectives.generate import Generate
 from crossloom.objectives.reconstruct import Reconstruct
 from crossloom.objectives.view import Hide, View
