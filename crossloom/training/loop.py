@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -28,7 +27,7 @@ from crossloom.training.engine import Engine
 from crossloom.training.environment import Environment, peak, workers
 from crossloom.training.fit import fitting
 from crossloom.training.guard import Guard
-from crossloom.training.held import Best, Held, Measured, figure, paced
+from crossloom.training.held import Best, Held, Measured, paced
 from crossloom.training.meters import Journal, Meters
 from crossloom.training.quarantine import Badness, Quarantine, RunError
 from crossloom.training.recipe import Phase, Recipe, RecipeError, from_yaml, to_yaml
@@ -45,6 +44,7 @@ from crossloom.training.run import (
 )
 from crossloom.training.sampling import expand
 from crossloom.training.saver import Saver
+from crossloom.training.selected import Selected
 from crossloom.training.skips import Skips, begin, forget
 from crossloom.training.start import start
 
@@ -189,14 +189,15 @@ def train(
         engine,
         badness,
         saver=saver,
-        selected=Saver(folder / "selected", environment, keep=0),
+        selected=Selected(recipe.select, folder, environment),
         data=stack.fingerprints(),
         guard=Guard(recipe.stall_after, environment.rank),
         skips=begin(recipe, found.notes.get("skips", {}) if found else {}),
         forwards=stragglers.Forwards(engine.model, environment.device),
     )
     run.measured = list(found.notes.get("held", [])) if found else []
-    run.best = Best(**found.notes["best"]) if found and found.notes.get("best") else None
+    if found and found.notes.get("best"):
+        run.selected.best = Best(**found.notes["best"])
     with Stop() as stop, run.guard:
         try:
             return run.steps(stack, shares, first, stop, display)
@@ -244,16 +245,13 @@ class _Run:
     engine: Engine
     badness: Badness
     saver: Saver
-    selected: Saver
-    """Writes the weights that do best on held-out shards; all but these are removed here."""
+    selected: Selected
     data: dict[str, str]
     guard: Guard
     skips: Skips
     forwards: stragglers.Forwards
     measured: list[dict[str, float]] = field(default_factory=list)
     """Held-out losses by component, of each measurement so far: what a pace follows."""
-    best: Best | None = None
-    """The measurement whose weights are selected so far."""
 
     def steps(
         self,
@@ -308,7 +306,7 @@ class _Run:
                 guard.at("measuring losses on data held back")
                 began = time.perf_counter()
                 measured = held.measure(self.engine, partial(quarantine.add, step))
-                self._select(step, measured)
+                self.selected.consider(step, measured, self.engine.state)
                 if self._change_pace(step, measured) and not last:
                     stack = make_stack(self.recipe)
                     batches = self._load(stack, shares, step)
@@ -449,36 +447,10 @@ class _Run:
             "kinds": dict(sum(map(Counter, kinds), Counter())),
             "data": self.data,
             "held": self.measured,
-            "best": asdict(self.best) if self.best else None,
+            "best": self.selected.notes(),
             "skips": self.skips.notes(),
         }
         self.saver.begin(step, self.engine.state(), notes)
-
-    def _select(self, step: int, measured: Measured) -> None:
-        """Keep the weights if no earlier ones did better on what they are selected by."""
-        if not self.recipe.select:
-            return
-        now = figure(self.recipe.select, measured, step)
-        if self.best is not None and not self.best.beaten(now):
-            return
-        weights = {n: p for n, p in self.engine.state().items() if n.startswith("model/")}
-        self.selected.begin(step, weights, {})
-        self.selected.finish()
-        if self.environment.told(checkpoint.folder_of(self.selected.folder, step).is_dir):
-            self.best = now
-        if self.environment.main:
-            self._drop_beaten()
-
-    def _drop_beaten(self) -> None:
-        """Remove selected weights that no checkpoint goes on from any more."""
-        saved = checkpoint.checkpoints(self.saver.folder)
-        notes = [json.loads((path / "state.json").read_text()) for path in saved]
-        wanted = {n["best"]["step"] for n in notes if n.get("best")}
-        wanted |= {self.best.step} if self.best else set()
-        kept = {checkpoint.folder_of(self.selected.folder, step) for step in wanted}
-        for path in checkpoint.checkpoints(self.selected.folder):
-            if path not in kept:
-                shutil.rmtree(path, ignore_errors=True)
 
     def _check_saved(self, step: int) -> None:
         """Raise RunError, on all processes, where the run's last state is not on disk."""
@@ -494,12 +466,9 @@ class _Run:
         """Final weights beside the recipe: those selected, else the moving average or the last."""
         from safetensors.torch import save
 
-        if self.best:
-            folder = checkpoint.folder_of(self.selected.folder, self.best.step)
-            weights = checkpoint.load(folder).weights
-            told = json.dumps(asdict(self.best), indent=1)
-            checkpoint.write_atomically(self.out / SELECTED, told)
-            self._drop_beaten()
+        if told := self.selected.notes():
+            weights = self.selected.finish()
+            checkpoint.write_atomically(self.out / SELECTED, json.dumps(told, indent=1))
         else:
             last = checkpoint.Checkpoint(checkpoint.folder_of(self.saver.folder, step))
             weights = last.weights | last.under("ema")
