@@ -186,7 +186,7 @@ def selecting(world, monkeypatch, values, **changes):
     parts = {"translations": replace(recipe.mixture["translations"], held="dev-*.tar")}
     told = {2 * n + 2: v for n, v in enumerate(values)}
     monkeypatch.setattr(
-        "crossloom.training.loop.figure",
+        "crossloom.training.selected.figure",
         lambda by, measured, step: replace(figure(by, measured, step), value=told[step]),
     )
     return replace(
