@@ -165,12 +165,18 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Replace a file by new content in one step."""
+    """Replace a file by new content in one step.
+
+    Raises:
+        OSError: it cannot be written; it names the file itself, not what stands in for it.
+    """
     aside = path.with_name(f".{path.name}.partial")
     try:
         aside.write_bytes(data.encode() if isinstance(data, str) else data)
         flush(aside)
         os.replace(aside, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         aside.unlink(missing_ok=True)
 

@@ -194,3 +194,13 @@ def test_a_run_of_which_nothing_can_be_used_does_not_begin_anew(world, tmp_path)
     (tmp_path / "checkpoints" / "step-000000001" / "state.json").unlink()
     with pytest.raises(RecipeError, match=r"state\.json: missing; remove .*checkpoints to begin"):
         train(recipe, tmp_path, start("cpu"), resume=True)
+
+
+def test_a_file_that_cannot_be_written_is_named_itself(tmp_path):
+    with pytest.raises(FileNotFoundError) as refused:
+        checkpoint.write_atomically(tmp_path / "gone" / "told.json", "{}")
+    assert refused.value.filename == str(tmp_path / "gone" / "told.json")
+    (tmp_path / "told.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        checkpoint.write_atomically(tmp_path / "told.json", "{}")
+    assert [p.name for p in tmp_path.iterdir()] == ["told.json"]
