@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from crossloom.data_pipelines.collate import Example
-from crossloom.evaluation.draw import Drawing, draw, drawn_by
+from crossloom.evaluation.draw import Drawing, draw
 from crossloom.evaluation.features import features
 from crossloom.evaluation.predict import evaluation_collator
 from crossloom.evaluation.say import Sentence, opening, said_by, say
 from crossloom.modalities.codebook import Codebook
 from crossloom.modalities.codebook import load as load_codebook
+from crossloom.modalities.codes import Codes
+from crossloom.modalities.text import Text
 from crossloom.models.generation import Search
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.view import View
@@ -92,7 +94,7 @@ class Loaded:
         Raises:
             ValueError: the objective says nothing, or streams are missing.
         """
-        stream, text = said_by(self.model, self.recipe, objective)
+        stream, text = said_by(self.model, self.recipe, objective, Text)
         examples = self._needed(objective, stream, streams)
         first = text.blank()
         if language:
@@ -127,7 +129,7 @@ class Loaded:
             ValueError: the objective says no codes, streams are missing, or what is given does not
                 fit.
         """
-        stream, _ = drawn_by(self.model, self.recipe, objective)
+        stream, _ = said_by(self.model, self.recipe, objective, Codes)
         examples = self._needed(objective, stream, streams)
         book = codebook if isinstance(codebook, Codebook) else None
         if book is None and codebook:

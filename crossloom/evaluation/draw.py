@@ -10,12 +10,12 @@ import numpy as np
 
 from crossloom.data_pipelines.collate import Example
 from crossloom.evaluation.predict import evaluation_collator
-from crossloom.evaluation.say import stream_said
+from crossloom.evaluation.say import said_by
 from crossloom.modalities.codebook import Codebook
 from crossloom.modalities.codes import Codes
 from crossloom.models.generation import Search, generate
 from crossloom.models.model import CrossloomModel
-from crossloom.training.recipe import Recipe, RecipeError
+from crossloom.training.recipe import Recipe
 
 
 class Drawing(NamedTuple):
@@ -24,19 +24,6 @@ class Drawing(NamedTuple):
     codes: tuple[int, ...]  #: those given, and those said after them
     score: float  #: log probability of those said, divided by their number as the search says
     picture: Any = None  #: a Pillow image, where a codebook is known
-
-
-def drawn_by(model: CrossloomModel, recipe: Recipe, objective: str) -> tuple[str, Codes]:
-    """The stream that an objective says, and its modality.
-
-    Raises:
-        RecipeError: there is no such objective, or it says no codes.
-    """
-    stream = stream_said(model, recipe, objective)
-    codes = recipe.modalities[stream]
-    if not isinstance(codes, Codes):
-        raise RecipeError(f"{recipe.name}: {stream!r} is no codes, but {codes.kind}")
-    return stream, codes
 
 
 def draw(
@@ -66,7 +53,7 @@ def draw(
         ValueError: what is given leaves nothing to say or to begin with, or is no code; or the
             codebook has more entries than the recipe codes.
     """
-    stream, spec = drawn_by(model, recipe, objective)
+    stream, spec = said_by(model, recipe, objective, Codes)
     before = [np.asarray(x, np.int64) for x in given or [()] * len(examples)]
     counts = {len(x) for x in before}
     if len(before) != len(examples) or len(counts) != 1 or not 0 <= max(counts) < spec.limit:

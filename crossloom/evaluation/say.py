@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from crossloom.data_pipelines.collate import Example
 from crossloom.evaluation.predict import evaluation_collator
+from crossloom.modalities.modality import Modality
 from crossloom.modalities.text import Text
 from crossloom.models.generation import Search, generate
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.reconstruct import ReconstructHead
 from crossloom.training.recipe import Recipe, RecipeError
 from crossloom.units import Units
+
+Spoken = TypeVar("Spoken", bound=Modality)
 
 
 class Sentence(NamedTuple):
@@ -23,29 +26,23 @@ class Sentence(NamedTuple):
     score: float  #: log probability, divided by the length as the search says
 
 
-def said_by(model: CrossloomModel, recipe: Recipe, objective: str) -> tuple[str, Text]:
-    """The stream that an objective says, and its modality.
+def said_by(
+    model: CrossloomModel, recipe: Recipe, objective: str, kind: type[Spoken]
+) -> tuple[str, Spoken]:
+    """The stream that an objective says, and its modality, which must be of a kind.
 
     Raises:
-        RecipeError: there is no such objective, or it says no text.
-    """
-    stream = stream_said(model, recipe, objective)
-    text = recipe.modalities[stream]
-    if not isinstance(text, Text):
-        raise RecipeError(f"{recipe.name}: {stream!r} is no text, but {text.kind}")
-    return stream, text
-
-
-def stream_said(model: CrossloomModel, recipe: Recipe, objective: str) -> str:
-    """The stream that an objective says.
-
-    Raises:
-        RecipeError: there is no such objective, or it says nothing.
+        RecipeError: there is no such objective, it says nothing, or something else.
     """
     head = dict(model.heads.items()).get(objective)
     if not isinstance(head, ReconstructHead):
         raise RecipeError(f"{recipe.name}: no objective {objective!r} says anything")
-    return head.stream
+    modality = recipe.modalities[head.stream]
+    if not isinstance(modality, kind):
+        raise RecipeError(
+            f"{recipe.name}: {head.stream!r} is of kind {modality.kind!r}, not {kind.kind!r}"
+        )
+    return head.stream, modality
 
 
 def say(
@@ -67,7 +64,7 @@ def say(
     Raises:
         RecipeError: the objective says no text.
     """
-    stream, text = said_by(model, recipe, objective)
+    stream, text = said_by(model, recipe, objective, Text)
     search = search or Search()
     search = replace(search, longest=min(search.longest, text.limit - 1))
     opened = [replace(e, units=_opened(e.units, stream)) for e in examples]

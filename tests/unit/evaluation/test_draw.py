@@ -103,9 +103,9 @@ def test_a_picture_goes_on_from_its_first_rows(learned):
 
 def test_what_cannot_be_drawn_is_told(learned):
     run, _ = learned
-    with pytest.raises(RecipeError, match="'text' is no codes, but text"):
+    with pytest.raises(RecipeError, match="'text' is of kind 'text', not 'codes'"):
         run.draw("text", image=[b""])
-    with pytest.raises(RecipeError, match="'image' is no text, but codes"):
+    with pytest.raises(RecipeError, match="'image' is of kind 'codes', not 'text'"):
         run.say("image", text=list(SAID))
     with pytest.raises(ValueError, match="equally many codes for each of 3"):
         run.draw("image", given=[[1], [1, 2], [1]], text=list(SAID))
