@@ -23,10 +23,9 @@ from crossloom.evaluation.task import (
     Task,
     Watch,
     other_stream,
-    pooled_streams,
+    pooling,
     split_of,
     trained,
-    usual_pool,
 )
 from crossloom.models.model import CrossloomModel
 from crossloom.objectives.classify import Classify
@@ -96,14 +95,14 @@ class Choice(Task):
     def objectives(self, recipe: Recipe) -> Mapping[str, Objective]:
         """One classifier, called as the task."""
         view = self.view(recipe)
+        asked = {"pooled": self.pooled, "pool": self.pool}
         return {
             self.kind: Classify(
                 view=view,
                 label=self.label,
                 classes=self.classes(recipe),
                 form=self.form,
-                pooled=self.pooled or pooled_streams(recipe, view.streams, self.text),
-                pool=self.pool or usual_pool(recipe, self.text),
+                **pooling(recipe, view.streams, self.text) | {k: v for k, v in asked.items() if v},
             )
         }
 

@@ -21,7 +21,7 @@ from crossloom.evaluation.task import (
     Watch,
     check_one_split,
     other_stream,
-    pooled_streams,
+    pooling,
     split_of,
 )
 from crossloom.models.model import CrossloomModel
@@ -127,12 +127,7 @@ class Retrieval(Task):
                 view=View(name="rank", streams=streams, against=turns[: self.others]),
                 form="softmax" if self.by == "choice" else "triplet",
                 hard=self.hard,
-                pooled=pooled_streams(recipe, streams, self.text),
-                pool=match.pool,
-                combine=match.combine,
-                width=match.width,
-                activation=match.activation,
-                dropout=match.dropout,
+                **pooling(recipe, streams, self.text),
             )
         }
 

@@ -15,6 +15,7 @@ from crossloom.data_pipelines.source import Defect, Source
 from crossloom.modalities.text import Text
 from crossloom.models.model import CrossloomModel
 from crossloom.models.plan import Attend
+from crossloom.objectives.match import Match
 from crossloom.objectives.objective import Objective
 from crossloom.objectives.pool import Pool
 from crossloom.training.optim import Optim
@@ -76,8 +77,8 @@ class Task(ABC):
     text: str = "text"
     """The text stream."""
     pool: Pool | None = None
-    """What of a stream a classifier reads. None: its first unit; the mean where the text is read
-    from left to right, so that its first unit knows of no other."""
+    """What of a stream a classifier reads; as the recipe's matching head, or else as
+    :func:`pooling` says, when None."""
     budget: Budget = field(default_factory=Budget)
 
     @abstractmethod
@@ -232,23 +233,21 @@ def trained(recipe: Recipe, name: str, kind: type[Trained]) -> Trained:
     return objective
 
 
-def pooled_streams(recipe: Recipe, streams: tuple[str, ...], text: str) -> tuple[str, ...]:
-    """What a new head reads of these streams: as the recipe's matching head does, else the text.
+def pooling(recipe: Recipe, streams: tuple[str, ...], text: str) -> dict[str, Any]:
+    """How a new head summarises these streams, as fields of it: as the recipe's matching head does.
 
-    Models of two streams are read through the product of both summaries (ViLBERT), those of one
-    through the text's; two towers, whose texts know of no picture, through both.
+    Of several, that which is shown these streams. Without one, the first unit of the text is read
+    (the mean where the text is read from left to right, so that its first unit knows of no other);
+    of two towers, whose texts know of no picture, both streams are.
     """
-    for objective in recipe.objectives.values():
-        pooled = getattr(objective, "pooled", ())
-        if objective.kind == "match" and pooled and set(pooled) <= set(streams):
-            return tuple(pooled)
-    return (text,) if recipe.plan.known(text) >= set(streams) else streams
-
-
-def usual_pool(recipe: Recipe, text: str) -> Pool:
-    """What of a stream a classifier reads if nobody says otherwise: see ``Task.pool``."""
+    heads = [o for o in recipe.objectives.values() if isinstance(o, Match)]
+    if fit := [o for o in heads if set(o.pooled) <= set(streams)]:
+        return min(fit, key=lambda o: set(o.view.streams) != set(streams)).pooling
     causal = (b.causal for b in recipe.plan.blocks.values() if isinstance(b, Attend))
-    return "mean" if any(text in streams for streams in causal) else "first"
+    return {
+        "pooled": (text,) if recipe.plan.known(text) >= set(streams) else streams,
+        "pool": "mean" if any(text in s for s in causal) else "first",
+    }
 
 
 def other_stream(recipe: Recipe, text: str) -> str:

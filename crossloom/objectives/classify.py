@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality
-from crossloom.objectives.objective import Aim, Head, Objective, example_aim, lend
-from crossloom.objectives.pool import Pool, Pooler
+from crossloom.objectives.objective import Aim, Head, example_aim, lend
+from crossloom.objectives.pool import Pooler
+from crossloom.objectives.pooled import Pooled
 from crossloom.objectives.view import Shown
 from crossloom.units import Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classify(Objective):
+class Classify(Pooled):
     """Predict a label that the reader provides: a class name, or scores in 0..1 by class name.
 
     ``softmax`` is cross entropy against the scores as given; ``sigmoid`` is binary cross entropy
@@ -44,15 +45,6 @@ class Classify(Objective):
     form: Literal["softmax", "sigmoid", "distribution"] = "softmax"
     matched_only: bool = True
     """Skip examples whose streams do not belong together: their label is another's (LXMERT)."""
-    pooled: tuple[str, ...] = ("text",)
-    pool: Pool = "first"
-    combine: Literal["product", "sum"] = "product"
-    width: int = 0
-    """To which summaries are brought; 0 for the first stream's (ViLBERT: 1024)."""
-    activation: Literal["tanh", "relu"] = "tanh"
-    """Of the summaries (ViLBERT: relu)."""
-    dropout: float = 0.0
-    """Of what heads read of the summaries, in training (ViLBERT: 0.1)."""
 
     def names(self) -> tuple[str, ...]:
         """The classes, in order.
@@ -96,17 +88,11 @@ class Classify(Objective):
 
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
         """Pooler, hidden layer of twice the width, logits (LXMERT, UNITER)."""
-        pooler = Pooler(
-            self.pooled, dict(widths), self.pool, self.combine, self.width, self.activation,
-            self.dropout,
-        )  # fmt: skip
-        return ClassifyHead(pooler, self._size(), self.form, self.view.rows)
+        return ClassifyHead(self.pooler(widths), self._size(), self.form, self.view.rows)
 
     def check(self, modalities: Mapping[str, Modality]) -> None:
-        """Streams must exist, those pooled be shown, and no row show another example."""
+        """No row may show another example."""
         super().check(modalities)
-        if strange := [s for s in self.pooled if s not in self.view.streams]:
-            raise ValueError(f"view {self.view.name!r} does not show {', '.join(strange)}")
         if self.view.against:
             raise ValueError(f"view {self.view.name!r}: drop against, which ranking alone reads")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,13 +16,14 @@ from crossloom.modalities.modality import Modality
 from crossloom.objectives.contrast import Contrast, ContrastHead
 from crossloom.objectives.hard import draw_some
 from crossloom.objectives.objective import Aim, Head, Objective, example_aim, lend, mark, need
-from crossloom.objectives.pool import Pool, Pooler
+from crossloom.objectives.pool import Pooler
+from crossloom.objectives.pooled import Pooled
 from crossloom.objectives.view import Shown
 from crossloom.units import Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match(Objective):
+class Match(Pooled):
     """Tell matching from mismatched examples: two classes, 1 = match (UNITER's convention).
 
     The view mismatches one of its streams (ITM), or the reader the second passage of a text
@@ -31,16 +32,6 @@ class Match(Objective):
     """
 
     kind: ClassVar[str] = "match"
-    pooled: tuple[str, ...] = ("text",)
-    """Streams whose summaries are read; the product of two for dual-stream models."""
-    pool: Pool = "first"
-    combine: Literal["product", "sum"] = "product"
-    width: int = 0
-    """To which summaries are brought; 0 for the first stream's (ViLBERT: 1024)."""
-    activation: Literal["tanh", "relu"] = "tanh"
-    """Of the summaries (ViLBERT: relu)."""
-    dropout: float = 0.0
-    """Of what heads read of the summaries, in training (ViLBERT: 0.1)."""
     passages: bool = False
     """The reader mismatches passages (its ``mismatch``), not the view a stream."""
     which: bool = False
@@ -82,16 +73,13 @@ class Match(Objective):
 
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
         """Pooler and logits."""
-        pooler = Pooler(
-            self.pooled, dict(widths), self.pool, self.combine, self.width, self.activation,
-            self.dropout,
-        )  # fmt: skip
+        pooler = self.pooler(widths)
         if self.mined:
             return MinedHead(pooler, self.mined)
         return MatchHead(pooler, len(self.view.mismatched) if self.which else 0)
 
     def check(self, modalities: Mapping[str, Modality]) -> None:
-        """The view (or the reader) must mismatch, and the pooled streams be shown."""
+        """The view (or the reader) must mismatch."""
         super().check(modalities)
         ways = bool(self.view.mismatched) + self.passages + bool(self.mined)
         if ways != 1 or (self.which and not self.view.mismatched):
@@ -99,8 +87,6 @@ class Match(Objective):
                 f"view {self.view.name!r}: set view.mismatch, or passages where a reader "
                 "mismatches, or mined; one of them, and `which` with the first only"
             )
-        if strange := [s for s in self.pooled if s not in self.view.streams]:
-            raise ValueError(f"view {self.view.name!r} does not show {', '.join(strange)}")
 
     def check_others(self, others: Mapping[str, Objective]) -> None:
         """The objective that mines must contrast the view's two streams, matched."""

@@ -14,14 +14,15 @@ from torch import Tensor
 from crossloom.batch import AimBatch, Encoded
 from crossloom.modalities.modality import Modality
 from crossloom.objectives.match import MatchHead
-from crossloom.objectives.objective import Aim, Head, Objective, example_aim
-from crossloom.objectives.pool import Pool, Pooler
+from crossloom.objectives.objective import Aim, Head, example_aim
+from crossloom.objectives.pool import Pooler
+from crossloom.objectives.pooled import Pooled
 from crossloom.objectives.view import Shown
 from crossloom.units import Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rank(Objective):
+class Rank(Pooled):
     """Score an example above its rows ``against`` others (see :class:`View`).
 
     ``softmax``: cross entropy of choosing the example among all rows (ViLBERT, section 3.2 "caption
@@ -38,15 +39,6 @@ class Rank(Objective):
     hard: int = 0
     """Train against so many of the others only, those that the model itself scores highest; the
     view's ``against`` is then the pool that they are mined from. 0 for all."""
-    pooled: tuple[str, ...] = ("text",)
-    pool: Pool = "first"
-    combine: Literal["product", "sum"] = "product"
-    width: int = 0
-    """To which summaries are brought; 0 for the first stream's (ViLBERT: 1024)."""
-    activation: Literal["tanh", "relu"] = "tanh"
-    """Of the summaries (ViLBERT: relu)."""
-    dropout: float = 0.0
-    """Of what heads read of the summaries, in training (ViLBERT: 0.1)."""
 
     def aim(self, shown: Shown) -> Aim:
         """One slot, where there are others to be preferred to."""
@@ -60,11 +52,7 @@ class Rank(Objective):
 
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
         """Pooler and two logits, as of a match."""
-        pooler = Pooler(
-            self.pooled, dict(widths), self.pool, self.combine, self.width, self.activation,
-            self.dropout,
-        )  # fmt: skip
-        return RankHead(pooler, self)
+        return RankHead(self.pooler(widths), self)
 
     def check(self, modalities: Mapping[str, Modality]) -> None:
         """The view must show matching examples, and others, as many as are to be mined."""

@@ -21,6 +21,7 @@ from crossloom.evaluation.zero_shot import _scores
 from crossloom.modalities.patches import Patches
 from crossloom.models.presets import co_attention, dual_encoder, single_stream
 from crossloom.objectives.presets import itm
+from crossloom.objectives.view import View
 from crossloom.recipes.world import small_towers
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
@@ -224,6 +225,29 @@ def test_two_towers_are_asked_through_both(base):
         assert make_task(task)[0].recipe(read, "").objectives[task].pool == "mean"
         last = make_task(task, ["pool=last"])[0]
         assert last.recipe(read, "").objectives[task].pool == "last"
+
+
+def test_classifiers_summarise_as_matching_does(base):
+    """ViLBERT's questions: the product of both summaries, brought to one width through ReLU."""
+    given = open_run(base)
+    form = {"pooled": ("text", "image"), "width": 24, "activation": "relu", "dropout": 0.1}
+    passages = replace(given.objectives["itm"], view=View(name="p", streams=("text",)))
+    heads = {
+        "passages": replace(passages, passages=True, pool="mean"),
+        "itm": replace(given.objectives["itm"], **form),
+    }
+    parts = {"captions": replace(given.mixture["captions"], objectives=tuple(heads))}
+    recipe = replace(given, objectives=heads, mixture=parts)
+    asked = make_task("snli-ve")[0].recipe(recipe, "").objectives["snli-ve"]
+    assert asked.pooling == heads["itm"].pooling == {"pool": "first", "combine": "product", **form}
+    # what is shown the text alone goes by the head that was, too
+    assert make_task("pawsx")[0].recipe(recipe, "").objectives["pawsx"].pool == "mean"
+    other = make_task("snli-ve", ["pool=last", "pooled=[text]"])[0].recipe(recipe, "")
+    assert other.objectives["snli-ve"].pooling == {
+        **asked.pooling,
+        "pool": "last",
+        "pooled": ("text",),
+    }
 
 
 def test_a_pair_needs_no_single_stream_and_a_triplet_does(base, pictures):

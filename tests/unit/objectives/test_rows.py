@@ -257,16 +257,23 @@ def test_marks_that_cannot_be(marked, message):
     [
         (lambda: View(name="v", streams=STREAMS, twice={"b": "c"}, against=("a",)), "goes with"),
         (lambda: View(name="v", streams=STREAMS, against=("z",)), "not z"),
-        (lambda: Rank(view=View(name="v", streams=STREAMS)).check(MODALITIES), "set view.against"),
         (
-            lambda: Rank(view=View(name="v", streams=STREAMS, against=("a",)), hard=2).check(
-                MODALITIES
-            ),
+            lambda: Rank(view=View(name="v", streams=STREAMS), pooled=("z",)).check(MODALITIES),
+            "does not show z",
+        ),
+        (
+            lambda: Rank(view=View(name="v", streams=STREAMS), pooled=("a",)).check(MODALITIES),
+            "set view.against",
+        ),
+        (
+            lambda: Rank(
+                view=View(name="v", streams=STREAMS, against=("a",)), hard=2, pooled=("a",)
+            ).check(MODALITIES),
             "hard is 2",
         ),
         (
             lambda: Rank(
-                view=View(name="v", streams=STREAMS, against=("a",), mismatch="a")
+                view=View(name="v", streams=STREAMS, against=("a",), mismatch="a"), pooled=("a",)
             ).check(MODALITIES),
             "drop mismatch",
         ),

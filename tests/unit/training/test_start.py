@@ -6,8 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from crossloom.evaluation.finetune import make_task
 from crossloom.models.presets import co_attention, cross_encoder, dual_encoder, single_stream
+from crossloom.objectives.classify import Classify
 from crossloom.objectives.presets import itc_queue, itm, mlm
+from crossloom.objectives.view import View
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.recipe import Component
 from crossloom.training.run import WEIGHTS, make_model, prepare_folder
@@ -118,6 +121,34 @@ def test_a_single_stream_starts_from_text_and_gives_to_one(base, tmp_path):
         assert torch.equal(found[name], source[name])
     assert not [n for n in report.fresh if n.startswith("fusion.")]
     assert {n.split(".")[2] for n in report.unused if n.startswith("fusion.")} == {"3"}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_new_heads_go_on_with_the_pooler_of_matching(base, tmp_path, shared):
+    """Also where matching had borrowed it, as LXMERT's does from the questions."""
+    plan = single_stream(STREAMS, layers=1, **SIZE)
+    recipe = paired(base, plan)
+    view = View(name="questions", streams=STREAMS)
+    asked = Classify(view=view, label="answers", classes=("yes", "no"))
+    if shared:
+        borrowed = replace(recipe.objectives["itm"], shares="questions")
+        heads = {"mlm": recipe.objectives["mlm"], "itm": borrowed, "questions": asked}
+        read = {n: replace(c, objectives=tuple(heads)) for n, c in recipe.mixture.items()}
+        recipe = replace(recipe, objectives=heads, mixture=read)
+    source = saved(recipe, tmp_path / "run")
+    trained = source[f"heads.{'questions' if shared else 'itm'}.pooler.dense.text.weight"]
+    for task in ("vqa", "retrieval"):
+        made = make_task(task)[0].recipe(recipe, str(tmp_path / "run"))
+        name = "itm" if task == "retrieval" else task
+        found, _, report = started(made)
+        assert torch.equal(found[f"heads.{name}.pooler.dense.text.weight"], trained)
+        assert f"heads.{name}.pooler.dense.text.bias" in report.taken
+    # what reads another summary, or one of another make, starts afresh
+    for other in ({"pool": "mean"}, {"activation": "relu"}, {"pooled": STREAMS}):
+        head = replace(asked, **other)
+        parts = {n: replace(c, objectives=("new",)) for n, c in recipe.mixture.items()}
+        new = replace(recipe, objectives={"new": head}, mixture=parts, start=str(tmp_path / "run"))
+        assert "heads.new.pooler.dense.text.weight" in started(new)[2].fresh
 
 
 def test_norms_of_what_is_added_are_taken_too(base, tmp_path):
