@@ -95,6 +95,11 @@ def spreads(rows: Mapping[str, Sequence[float]], title: str, hollow: set[str]) -
         axes.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.35)
         fill = "white" if name in hollow else colour
         axes.plot([mean], [place], "D", markeredgecolor=colour, markerfacecolor=fill, markersize=6)
+    # what lies close together is shown so: a tenth of the largest value at least
+    low, high = axes.get_xlim()
+    lacking = 0.1 * max(abs(v) for values in rows.values() for v in values) - (high - low)
+    if lacking > 0:
+        axes.set_xlim(low - lacking / 2, high + lacking / 2)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", color="#e5e7eb", linewidth=0.7)

@@ -12,7 +12,7 @@ from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.show import picture
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.finetune import evaluate, finetune, make_task
-from crossloom.evaluation.plots import curves, moves
+from crossloom.evaluation.plots import curves, moves, spreads
 from crossloom.evaluation.report import write_report
 from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
@@ -145,3 +145,15 @@ def test_one_point_of_a_curve_and_shares_in_percent_can_be_read():
     shares = moves({"a": (0.25, 0.5), "b": (0.75, 0.05)}, "Shares", ("data", "run"))
     assert ">10%</text>" in shares
     assert "10^" not in shares
+
+
+def test_what_lies_close_together_looks_so():
+    """The axis is a tenth of the values wide, or as wide as they lie apart."""
+
+    def shown(*values):
+        svg = spreads({"a": values}, "R@1", set())
+        ticks = re.findall(r">([\d.]+)</text>", svg[: svg.index("matplotlib.axis_2")])
+        return float(ticks[-1]) - float(ticks[0])
+
+    assert shown(0.900, 0.901) >= 0.07
+    assert 0.5 <= shown(0.2, 0.7) <= 0.8  # one deviation to either side
