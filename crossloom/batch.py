@@ -299,7 +299,7 @@ class Passes(Protocol):
     def slow(self, encoded: Encoded, streams: tuple[str, ...]) -> Encoded:
         """See :meth:`Encoded.slow`."""
 
-    def beside(self, objective: str) -> tuple[nn.Module, Encoded]:
+    def beside(self, objective: str) -> tuple[nn.Module, Encoded, AimBatch]:
         """See :meth:`Encoded.beside`."""
 
 
@@ -339,8 +339,8 @@ class Encoded:
         assert self.passes is not None, "only while a batch is scored"
         return self.passes.slow(self, streams or tuple(self.view.streams))
 
-    def beside(self, objective: str) -> tuple[nn.Module, Encoded]:
-        """Another objective's head, and its view of the same batch."""
+    def beside(self, objective: str) -> tuple[nn.Module, Encoded, AimBatch]:
+        """Another objective's head, its view of the same batch, and what it scores there."""
         assert self.passes is not None, "only while a batch is scored"
         return self.passes.beside(objective)
 

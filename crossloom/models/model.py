@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossloom.batch import Batch, Encoded, Stream, ViewBatch, pick
+from crossloom.batch import AimBatch, Batch, Encoded, Stream, ViewBatch, pick
 from crossloom.modalities.modality import Embedder, Modality
 from crossloom.models.attention import Attention, Layout
 from crossloom.models.encode import encode
@@ -243,9 +243,9 @@ class _Passes:
             self._encoded[name] = replace(found, passes=self)
         return self._encoded[name]
 
-    def beside(self, objective: str) -> tuple[nn.Module, Encoded]:
+    def beside(self, objective: str) -> tuple[nn.Module, Encoded, AimBatch]:
         """See :meth:`crossloom.batch.Encoded.beside`."""
-        return self.model.heads[objective], self.of(objective)
+        return self.model.heads[objective], self.of(objective), self.batch.aims[objective]
 
     def again(self, encoded: Encoded, order: Mapping[str, Tensor]) -> Encoded:
         """See :meth:`crossloom.batch.Encoded.again`."""

@@ -18,7 +18,12 @@ from torch import Tensor
 from crossloom.batch import AimBatch, Encoded, Stream
 from crossloom.modalities.modality import Modality
 from crossloom.objectives.objective import Head
-from crossloom.objectives.reconstruct import LOGITS_AT_ONCE, Reconstruct, ReconstructHead
+from crossloom.objectives.reconstruct import (
+    LOGITS_AT_ONCE,
+    Reconstruct,
+    ReconstructHead,
+    draw_classes,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +115,6 @@ class BackTranslateHead(ReconstructHead):
         """The best class of each place, ``[N]``, some logits at a time."""
         x = self.transform(encoded.states[self.pseudo])
         matrix = self.matrix(encoded)
-        found = [
-            torch.nn.functional.linear(rows, matrix, self.bias)
-            .index_fill(1, self.barred, -torch.inf)
-            .argmax(1)
-            for rows in x.split(max(1, LOGITS_AT_ONCE // len(matrix)))
-        ]
-        return torch.cat(found)
+        return draw_classes(
+            x, matrix, self.bias, drawn=False, barred=self.barred, at_once=LOGITS_AT_ONCE
+        )

@@ -6,11 +6,14 @@ from crossloom.objectives.back_translate import BackTranslate
 from crossloom.objectives.contrast import Contrast
 from crossloom.objectives.presets import BERT, tlm
 from crossloom.objectives.reconstruct import Reconstruct
+from crossloom.objectives.replaced import Replaced
 from crossloom.objectives.view import Hide, View
 from crossloom.objectives.words import Words
 
 #: ERNIE-M's CAMLM: 15 % of the units, of which none may be seen.
 CROSSED = Hide(rate=0.15, show=0.0, swap=0.0)
+#: A generator's input: 85 % of what it is asked for is hidden, the rest shown (ELECTRA's code).
+GENERATED = Hide(rate=0.15, show=0.15, swap=0.0)
 #: Half of the units of a text, as places for pseudo tokens; how many ERNIE-M has is not known here.
 PLACES = Hide(rate=0.5, show=0.0, swap=0.0, alone=True)
 
@@ -56,3 +59,24 @@ def sctl(pair: tuple[str, str] = ("text", "second"), *, dim: int = 768) -> Contr
 def wctl(stream: str = "text", *, hide: Hide = BERT, negatives: int = 512) -> Words:
     """Word-level contrast on the pass of :func:`tlm` (HICTL)."""
     return Words(view=tlm(stream, hide=hide).view, stream=stream, negatives=negatives)
+
+
+def rtd(
+    generator: str = "mlm",
+    *,
+    stream: str = "text",
+    streams: tuple[str, ...] = (),
+    name: str = "rtd",
+) -> Replaced:
+    """Replaced token detection, 50 times the generator's loss (ELECTRA, section 3.1).
+
+    Over several languages MRTD, over translations in one row TRTD (XLM-E, sections 3.1 and 3.2).
+
+    Args:
+        generator: the objective that fills in what its view hides.
+        stream: read by the discriminator.
+        streams: of the view; the stream alone if empty.
+        name: of the view.
+    """
+    view = View(name=name, streams=streams or (stream,))
+    return Replaced(view=view, stream=stream, generator=generator, weight=50.0)

@@ -143,7 +143,7 @@ class MinedHead(MatchHead):
 
     def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
         """Mean cross entropy of the three pairs of each slot, and ``correct``."""
-        miner, other = encoded.beside(self.miner)
+        miner, other, _ = encoded.beside(self.miner)
         assert isinstance(miner, ContrastHead)
         first, second = miner.pair
         with torch.no_grad():

@@ -208,6 +208,38 @@ class ReconstructHead(Head):
         return F.linear(x, self.matrix(encoded), self.bias)
 
 
+def draw_classes(
+    x: Tensor,
+    matrix: Tensor,
+    bias: Tensor,
+    *,
+    drawn: bool,
+    barred: Tensor | None = None,
+    at_once: int = LOGITS_AT_ONCE,
+) -> Tensor:
+    """A class for each row of a linear decoder, some logits at a time; without gradient.
+
+    Args:
+        x: ``[K, width]``. matrix: ``[dim, width]``. bias: ``[dim]``.
+        drawn: with the softmax of the logits for chances (Gumbel's maxima, from torch's random
+            stream), else the best.
+        barred: classes that are never taken, int64.
+        at_once: elements of logits that may exist together.
+
+    Returns:
+        ``[K]`` int64.
+    """
+    found = []
+    for rows in x.detach().split(max(1, at_once // len(bias))):
+        logits = F.linear(rows, matrix, bias).detach().float()
+        if barred is not None:
+            logits = logits.index_fill(1, barred, -torch.inf)
+        if drawn:
+            logits = logits - torch.empty_like(logits).exponential_().log()
+        found.append(logits.argmax(1))
+    return torch.cat(found)
+
+
 def decode_loss(
     x: Tensor,
     matrix: Tensor,

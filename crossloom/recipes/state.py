@@ -254,6 +254,17 @@ STATES: Mapping[str, State] = {
         published=141_848_203,
         source="transformers",
     ),
+    "xlm-e": State(
+        shown="losses and gradients as of ELECTRA in `transformers`",
+        tests=("parity/test_electra.py", "unit/recipes/test_from_xlm_r.py"),
+        published=278_295_186,
+        source="XLM-R in transformers",
+        differences={
+            "four layers of the generator": 28_351_488,
+            "a classifier of units": 591_361,
+            "a bias of translations": 250_002,
+        },
+    ),
     "xlm-r": _parity(
         "transformers",
         "parity/test_xlm_r.py",

@@ -58,6 +58,7 @@ def test_of_those_that_go_on_from_xlm_r():
             "infoxlm": bias + 2 * matrix + embedding + 8 * layer,
             "hictl": bias,
             "ernie-m": 4 * bias,
+            "xlm-e": 4 * layer + matrix + 768 + 768 + 1 + bias,
         }
         for name, more in added.items():
             recipe = load_recipe(name)

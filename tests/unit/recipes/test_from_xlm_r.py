@@ -1,4 +1,4 @@
-"""InfoXLM, HICTL, ERNIE-M: what makes each that system, in either size."""
+"""InfoXLM, XLM-E, HICTL, ERNIE-M: what makes each that system, in either size."""
 
 from collections import Counter
 from dataclasses import replace
@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 
 from crossloom.data_pipelines.world.languages import LANGUAGES
+from crossloom.evaluation.finetune import make_task
+from crossloom.models.plan import Attend
 from crossloom.training.recipe import load_recipe
 from crossloom.training.run import make_stack
 
@@ -23,7 +25,7 @@ def shape(objective):
     return replace(objective, **known)
 
 
-@pytest.mark.parametrize("name", ["infoxlm", "hictl", "ernie-m"])
+@pytest.mark.parametrize("name", ["infoxlm", "xlm-e", "hictl", "ernie-m"])
 def test_the_small_recipe_is_the_published_one_in_another_size(name):
     large, tiny = load_recipe(name), load_recipe(f"{name}-tiny")
     assert {n: shape(o) for n, o in large.objectives.items()} == {
@@ -77,3 +79,26 @@ def test_pseudo_tokens_come_in_the_second_stage(world):
     assert not text.hidden.all()
     # about half as many places as there are words
     assert 0.35 < len(places.position) / (len(text.position) - 2 * len(text.length)) < 0.65
+
+
+def test_a_generator_fills_in_texts_and_translations(world):
+    large, recipe = load_recipe("xlm-e"), small("xlm-e-tiny", world)
+    assert {n: o.weight for n, o in large.objectives.items()} == {
+        "mmlm": 1, "mrtd": 50, "tlm": 1, "trtd": 50,
+    }  # fmt: skip
+    reads = [b.reads for b in large.plan.blocks.values() if isinstance(b, Attend)]
+    assert [sum(s in r for r in reads) for s in ("text", "generator")] == [12, 4]
+    assert large.plan.known("text") == {"text"}
+    stack = make_stack(recipe)
+    batches = {stack.places(n)[0]: stack.micro(n) for n in range(20)}
+    for part, hidden, told in (("documents", "mmlm", "mrtd"), ("together", "tlm", "trtd")):
+        batch = batches[part]
+        text, places = batch.views[told].streams["text"], batch.views[hidden].streams["generator"]
+        assert (text.content["token"] == places.content["token"]).mean() > 0.8
+        share = len(batch.aims[hidden].index) / len(text.position)
+        assert 0.08 < share < 0.2
+        assert len(batch.aims[told].index) == len(text.position)
+        assert 0.6 < places.hidden.sum() / len(batch.aims[hidden].index) < 1
+    # the generator is no part of what is fine-tuned
+    tuned = make_task("xnli")[0].recipe(recipe, "")
+    assert tuple(tuned.plan.widths) == tuple(tuned.modalities) == ("text",)
