@@ -183,6 +183,8 @@ def two_languages(direction: str) -> tuple[str, str]:
 class Parallel(Reader):
     """Two texts of one sample: translations in random order (TLM), or a text and a statement.
 
+    Samples that list texts, but none in such languages as are asked for, are no examples.
+
     Labels: ``languages`` and ``texts``, of both, and ``id`` (the json's).
     """
 
@@ -190,6 +192,7 @@ class Parallel(Reader):
     of: str = "texts"
     """Field of the json: texts by language."""
     languages: tuple[str, ...] = ()
+    """Languages of the texts; empty for all."""
     directions: tuple[str, ...] = ()
     """From which language into which, as ``en-de``; one of those that the sample has is drawn.
     Empty for any two languages."""
@@ -220,6 +223,30 @@ class Parallel(Reader):
         for direction in self.directions:
             if not all(two_languages(direction)):
                 raise ValueError(f"directions: {direction!r} is not of the form en-de")
+
+    @property
+    def _chooses(self) -> bool:
+        """Whether samples may be in other languages than are asked for."""
+        return bool(self.languages or self.directions or self.pivot)
+
+    def items(self, entry: Entry) -> int:
+        """One; none of a sample whose texts are in other languages only."""
+        start = f"{self.of}."
+        listed = {k[len(start) :] for k, n in entry.items.items() if n and k.startswith(start)}
+        # what lists nothing, or says no language, is read, to be told what is wrong with it
+        return int(not self._chooses or not listed - {""} or self._has(listed))
+
+    def total(self, listed: Listed) -> int | None:
+        """The samples, where each is one: sums do not tell who has two languages."""
+        return None if self._chooses else listed.samples
+
+    def _has(self, listed: set[str]) -> bool:
+        if self.directions:
+            return any(set(two_languages(d)) <= listed for d in self.directions)
+        found = listed.intersection(self.languages) if self.languages else listed
+        if self.second:
+            return bool(found)
+        return len(found) > 1 and (not self.pivot or self.pivot in found)
 
     @property
     def mismatched(self) -> float:

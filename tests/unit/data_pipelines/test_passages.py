@@ -126,3 +126,31 @@ def test_parallel_reads_the_field_it_is_told(world):
 def test_a_share_beyond_its_range_is_refused(share):
     with pytest.raises(ValueError, match=r"0\.\.1"):
         Parallel(mismatch=share)
+
+
+@pytest.mark.parametrize(
+    ("reader", "keys"),
+    [
+        (Parallel(), "abcdef"),
+        (Parallel(languages=("en", "de")), "aef"),
+        (Parallel(languages=("en", "de", "fr")), "abcef"),
+        (Parallel(directions=("en-de", "fr-en")), "abef"),
+        (Parallel(pivot="fr"), "bcef"),
+        (Parallel(languages=("de", "fr"), pivot="fr"), "cef"),
+        (Parallel(second="statements", languages=("fr",)), "bcef"),
+    ],
+)
+def test_pairs_of_languages_that_nobody_asks_for_are_no_examples(tmp_path, reader, keys):
+    """As a corpus of many pairs holds them; what lists nothing of use is read, and told."""
+    texts = {
+        "a": {"en": ["x"], "de": ["y"]}, "b": {"fr": ["x"], "en": ["y"]},
+        "c": {"fr": ["x"], "de": ["y"]}, "d": {"sw": ["x"], "en": []},
+        "e": {"": ["x"]}, "f": {},
+    }  # fmt: skip
+    with ShardWriter(tmp_path, "train") as writer:
+        for key, listed in texts.items():
+            writer.write(key, {"json": json.dumps({"texts": listed}).encode()})
+    source = Source("s", open_shards("train-*.tar", tmp_path), reader)
+    found = [source.locate(p) for p in source.places()]
+    assert [shard.entries[number].key for shard, number, _ in found] == list(keys)
+    assert len(source) == len(keys)
