@@ -68,6 +68,8 @@ def main() -> None:
     from crossloom.data_pipelines.shards import ShardError
     from crossloom.plugins import PluginError
 
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # MODULE:NAME in the current folder, as with `python -m crossloom`
     try:
         # outside standalone mode, a status given by typer.Exit is returned
         status = app(standalone_mode=False)

@@ -89,4 +89,6 @@ def _import(target: str, what: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise PluginError(f"{what} cannot be imported from {target}: {error}") from error
+        lost = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        hint = "; it is looked for in the current folder and on PYTHONPATH" if lost else ""
+        raise PluginError(f"{what} cannot be imported from {target}: {error}{hint}") from error

@@ -72,7 +72,7 @@ def test_the_version_is_said():
         (["pretrain", "dem"], "no recipe is called 'dem'; did you mean 'demo'?"),
         (["pretrain", "demo", "optim.rat=1"], "did you mean 'rate'?"),
         (["pretrain", "none.yaml"], "none.yaml: cannot be read"),
-        (["pretrain", "nowhere:x"], "cannot be imported from nowhere:x: No module"),
+        (["pretrain", "nowhere:x"], "looked for in the current folder and on PYTHONPATH"),
         (["finetune", "vqqa", "--from", "x"], "no task is called 'vqqa'; did you mean 'vqa'?"),
         (["finetune", "vqa", "--from", "nowhere"], "nowhere: not a run directory"),
         (["evaluate", "vqa", "--from", "nowhere"], "nowhere: not a run directory"),
@@ -96,6 +96,16 @@ def test_configuration_errors_are_one_line_with_status_2(arguments, message, tmp
     assert "Traceback" not in said
     assert code == 2
     assert not list(tmp_path.rglob("*.tar"))
+
+
+def test_a_recipe_in_the_current_folder_needs_no_package(tmp_path):
+    code = "from crossloom.recipes.uniter import uniter_tiny as small\n"
+    (tmp_path / "mine.py").write_text(code)
+    command = Path(sys.executable).with_name("crossloom")
+    shown = subprocess.run(
+        [command, "recipes", "show", "mine:small"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert shown.stdout.startswith("name: uniter-tiny\n")
 
 
 def test_a_command_without_its_verb_shows_the_verbs():
