@@ -18,6 +18,7 @@ from crossloom.models.plan import Attend
 from crossloom.objectives.match import Match
 from crossloom.objectives.objective import Objective
 from crossloom.objectives.pool import Pool
+from crossloom.objectives.pooled import Pooled
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe, RecipeError
 from crossloom.training.schedule import Schedule
@@ -236,13 +237,18 @@ def trained(recipe: Recipe, name: str, kind: type[Trained]) -> Trained:
 def pooling(recipe: Recipe, streams: tuple[str, ...], text: str) -> dict[str, Any]:
     """How a new head summarises these streams, as fields of it: as the recipe's matching head does.
 
-    Of several, that which is shown these streams. Without one, the first unit of the text is read
-    (the mean where the text is read from left to right, so that its first unit knows of no other);
-    of two towers, whose texts know of no picture, both streams are.
+    Where nothing is matched, as a head that ranks or classifies does (12-in-1); of several, as that
+    which is shown these streams. Without any, the first unit of the text is read (the mean where
+    the text is read from left to right, so that its first unit knows of no other); of two towers,
+    whose texts know of no picture, both streams are.
     """
-    heads = [o for o in recipe.objectives.values() if isinstance(o, Match)]
+    heads = [o for o in recipe.objectives.values() if isinstance(o, Pooled)]
     if fit := [o for o in heads if set(o.pooled) <= set(streams)]:
-        return min(fit, key=lambda o: set(o.view.streams) != set(streams)).pooling
+
+        def rank(head: Pooled) -> tuple[bool, bool]:
+            return not isinstance(head, Match), set(head.view.streams) != set(streams)
+
+        return min(fit, key=rank).pooling
     causal = (b.causal for b in recipe.plan.blocks.values() if isinstance(b, Attend))
     return {
         "pooled": (text,) if recipe.plan.known(text) >= set(streams) else streams,
