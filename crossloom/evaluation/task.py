@@ -77,6 +77,9 @@ class Task(ABC):
     """Steps between such measurements."""
     text: str = "text"
     """The text stream."""
+    asked: str | None = None
+    """By which name of ``Text.tasks`` texts say what is asked (12-in-1); empty to leave it unsaid.
+    None: the task's own, where it is among them."""
     pool: Pool | None = None
     """What of a stream a classifier reads; as the recipe's matching head, or else as
     :func:`pooling` says, when None."""
@@ -94,6 +97,20 @@ class Task(ABC):
     def component(self, recipe: Recipe) -> Component:
         """What fine-tuning reads."""
 
+    def reading(self, recipe: Recipe, reader: Reader) -> Reader:
+        """A reader as the run's streams need it: it tells texts what is asked.
+
+        Raises:
+            RecipeError: they know of no such task.
+        """
+        tasks = getattr(recipe.modalities.get(self.text), "tasks", ())
+        usual = self.kind if self.kind in tasks else ""
+        name = usual if self.asked is None else self.asked
+        if name and name not in tasks:
+            known = ", ".join(tasks) or "no task: leave it empty"
+            raise RecipeError(f"asked: {name!r}, but the texts of {recipe.name} know {known}")
+        return replace(reader, task=name) if name else reader
+
     def dev_reader(self, recipe: Recipe) -> Reader:
         """What of the ``dev`` shards is read; as fine-tuning reads, if not said otherwise."""
         return self.component(recipe).reader
@@ -110,14 +127,15 @@ class Task(ABC):
             start: run whose weights are taken; empty trains the same from scratch.
         """
         streams = self.streams(base)
-        mixture = {self.kind: self.component(base)}
+        component = self.component(base)
+        mixture = {self.kind: replace(component, reader=self.reading(base, component.reader))}
         if self.dev:
             # never drawn: only measured
             mixture[DEV] = replace(
-                mixture[self.kind],
+                component,
                 shards=self.dev,
                 held=self.dev,
-                reader=self.dev_reader(base),
+                reader=self.reading(base, self.dev_reader(base)),
                 weight=0.0,
             )
         return replace(
@@ -159,7 +177,7 @@ class Task(ABC):
                     f"{other.shown} and {shard.shown} have one name, by which examples are known; "
                     "rename one, or score them one after the other"
                 )
-        return Source(self.kind, opened, component.reader)
+        return Source(self.kind, opened, self.reading(recipe, component.reader))
 
     def split(self, recipe: Recipe) -> str:
         """Names of the splits that the test shards belong to."""
