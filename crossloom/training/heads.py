@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,50 +15,26 @@ from crossloom.training.recipe import Recipe
 _KINDS = ("weight", "bias")
 
 
-def poolers(
-    recipe: Recipe,
-    before: Recipe,
-    own: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    taken: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """Poolers of heads that are new, from the source's that summarise the same streams alike.
+@dataclass(frozen=True)
+class Weights:
+    """What a model's heads may take."""
+
+    own: Mapping[str, Tensor]  #: the model's, by name
+    source: Mapping[str, Tensor]
+    taken: Mapping[str, Tensor]  #: of the model, what is the source's by name already
+
+
+def carry(recipe: Recipe, before: Recipe, given: Weights) -> tuple[dict[str, Tensor], set[str]]:
+    """What heads take of the source's that read alike, where they find none of their own name.
+
+    A classifier goes on with the one that knows most of its classes, one at least: its pooler, its
+    hidden layer, and rows by the classes' names. Classes that it does not know score 0
+    (airsplay/lxmert: ``src/pretrain/qa_answer_table.py``, ``load_lxmert_qa``). All others go on
+    with the first pooler that summarises the same streams alike.
 
     Args:
         recipe, before: of the model, and of the source.
-        own, weights: the model's, and the source's, by name.
-        taken: what the model has taken already.
-    """
-    out: dict[str, Tensor] = {}
-    for name, head in recipe.objectives.items():
-        prefix = f"heads.{name}."
-        new = [k.removeprefix(prefix) for k in own if k.startswith(f"{prefix}pooler.")]
-        if not isinstance(head, Pooled) or any(prefix + part in taken for part in new):
-            continue
-        for other, lender in before.objectives.items():
-            if not isinstance(lender, Pooled) or _made(lender) != _made(head):
-                continue
-            found = {p: weights[k] for p in new if (k := f"heads.{other}.{p}") in weights}
-            if all(p in found and found[p].shape == own[prefix + p].shape for p in new):
-                out |= {prefix + p: value for p, value in found.items()}
-                break
-    return out
-
-
-def classifiers(
-    recipe: Recipe,
-    before: Recipe,
-    own: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    taken: Mapping[str, Tensor],
-) -> tuple[dict[str, Tensor], set[str]]:
-    """Classifiers that are new, from the source's that read alike: rows go by the class's name.
-
-    Of several that which knows most classes lends, and one at least. Classes that it does not know
-    score 0 (airsplay/lxmert: ``src/pretrain/qa_answer_table.py``, ``load_lxmert_qa``).
-
-    Args:
-        recipe, before, own, weights, taken: see :func:`poolers`.
+        given: their weights.
 
     Returns:
         What is taken, and the names of the source's weights that gave rows.
@@ -65,35 +42,77 @@ def classifiers(
     out: dict[str, Tensor] = {}
     used: set[str] = set()
     for name, head in recipe.objectives.items():
-        if not isinstance(head, Classify) or f"heads.{name}.{head.last}.weight" in taken:
+        if not isinstance(head, Pooled):
             continue
-        names = _classes(head)
-        knows = {n: _classes(o) for n, o in _like(head, before)}
-        common = {n: len(set(names) & set(known)) for n, known in knows.items()}
-        lender = max(common, key=lambda n: (common[n], n == name), default="")
-        prefix, other = f"heads.{name}.", f"heads.{lender}."
-        rows = [f"{head.last}.{kind}" for kind in _KINDS]
-        layers = [
-            k.removeprefix(prefix)
-            for k in own
-            if k.startswith(f"{prefix}mlp.") and k.removeprefix(prefix) not in rows
+        lender = _lender(name, head, before, given) if isinstance(head, Classify) else ""
+        if isinstance(head, Classify) and lender:
+            out |= _classes_of(name, head, lender, before, given)
+            used |= {f"heads.{lender}.{head.last}.{kind}" for kind in _KINDS}
+        alike = [
+            n for n, o in before.objectives.items() if isinstance(o, Pooled) and _same(o, head)
         ]
-        alike = all(
-            other + p in weights and weights[other + p].shape == own[prefix + p].shape
-            for p in layers
-        )
-        if not lender or not common[lender] or not alike or other + rows[0] not in weights:
-            continue
-        out |= {prefix + p: weights[other + p] for p in layers}
-        place = {c: n for n, c in enumerate(knows[lender])}
-        both = [(n, place[c]) for n, c in enumerate(names) if c in place]
-        into, of = (torch.tensor(x) for x in zip(*both, strict=True))
-        for part in rows:
-            value = weights[other + part]
-            empty = torch.zeros(len(names), *value.shape[1:], dtype=value.dtype)
-            out[prefix + part] = empty.index_copy(0, into, value[of])
-            used.add(other + part)
+        # what it reads its classes from is best read as it was; it may have been borrowed
+        first = [lender, before.objectives[lender].shares] if lender else []
+        out |= _pooler(name, [*first, *alike], given)
     return out, used
+
+
+def _pooler(name: str, lenders: Sequence[str], given: Weights) -> dict[str, Tensor]:
+    """The pooler of the first of these heads that has one, if none is taken."""
+    prefix = f"heads.{name}."
+    new = [k.removeprefix(prefix) for k in given.own if k.startswith(f"{prefix}pooler.")]
+    if any(prefix + part in given.taken for part in new):
+        return {}
+    found = (_fitting(name, other, new, given) for other in lenders)
+    return next(filter(None, found), {})
+
+
+def _lender(name: str, head: Classify, before: Recipe, given: Weights) -> str:
+    """The source's classifier that a new one goes on with; none if its classes are taken."""
+    table = f"{head.last}.weight"
+    if f"heads.{name}.{table}" in given.taken:
+        return ""
+    width = given.own[f"heads.{name}.{table}"].shape[1]
+    wanted = set(_classes(head))
+    common = {
+        other: len(wanted & set(_classes(o)))
+        for other, o in before.objectives.items()
+        if isinstance(o, Classify)
+        and _same(o, head)
+        and (o.hidden, o.view.rows) == (head.hidden, head.view.rows)
+        and (lent := given.source.get(f"heads.{other}.{table}")) is not None
+        and lent.shape[1] == width
+    }
+    lender = max(common, key=lambda n: (common[n], n == name), default="")
+    return lender if lender and common[lender] else ""
+
+
+def _classes_of(
+    name: str, head: Classify, lender: str, before: Recipe, given: Weights
+) -> dict[str, Tensor]:
+    """A classifier's layers, with the lender's rows where it knows the class."""
+    rows = [f"{head.last}.{kind}" for kind in _KINDS]
+    prefix, known = f"heads.{name}.", before.objectives[lender]
+    assert isinstance(known, Classify)
+    parts = [k.removeprefix(prefix) for k in given.own if k.startswith(f"{prefix}mlp.")]
+    out = _fitting(name, lender, [p for p in parts if p not in rows], given)
+    place = {c: n for n, c in enumerate(_classes(known))}
+    both = [(n, place[c]) for n, c in enumerate(_classes(head)) if c in place]
+    into, of = (torch.tensor(x) for x in zip(*both, strict=True))
+    for part in rows:
+        value = given.source[f"heads.{lender}.{part}"]
+        empty = torch.zeros_like(given.own[prefix + part])
+        out[prefix + part] = empty.index_copy(0, into, value[of].to(empty))
+    return out
+
+
+def _fitting(name: str, other: str, parts: Sequence[str], given: Weights) -> dict[str, Tensor]:
+    """These parts of another head, by the names that they have in this one; all, or none."""
+    found = {p: v for p in parts if (v := given.source.get(f"heads.{other}.{p}")) is not None}
+    own = {p: given.own[f"heads.{name}.{p}"] for p in parts}
+    if any(p not in found or found[p].shape != own[p].shape for p in parts):
+        return {}
+    return {f"heads.{name}.{p}": found[p] for p in parts}
 
 
 def other_classes(recipe: Recipe, before: Recipe | None) -> set[str]:
@@ -108,19 +127,9 @@ def other_classes(recipe: Recipe, before: Recipe | None) -> set[str]:
     return found
 
 
-def _made(head: Pooled) -> dict[str, object]:
-    """How a head summarises streams, but for what training alone knows."""
-    return {k: v for k, v in head.pooling.items() if k != "dropout"}
-
-
-def _like(head: Classify, before: Recipe) -> Iterator[tuple[str, Classify]]:
-    """The source's classifiers that read the same, in as many layers."""
-    reads = head.hidden, head.view.rows, _made(head)
-    for name, other in before.objectives.items():
-        if not isinstance(other, Classify):
-            continue
-        if (other.hidden, other.view.rows, _made(other)) == reads:
-            yield name, other
+def _same(one: Pooled, other: Pooled) -> bool:
+    """Whether heads summarise streams alike, but for what training alone knows."""
+    return {**one.pooling, "dropout": 0} == {**other.pooling, "dropout": 0}
 
 
 def _classes(head: Classify, bare: bool = False) -> tuple[str, ...]:

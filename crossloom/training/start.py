@@ -12,7 +12,7 @@ from crossloom.models.model import CrossloomModel
 from crossloom.models.plan import Plan
 from crossloom.models.start import transplant
 from crossloom.training.checkpoint import write_atomically
-from crossloom.training.heads import classifiers, other_classes, poolers
+from crossloom.training.heads import Weights, carry, other_classes
 from crossloom.training.recipe import Recipe
 from crossloom.training.run import RECIPE, load_weights, open_run
 
@@ -66,8 +66,7 @@ def start(model: CrossloomModel, recipe: Recipe) -> Started:
             taken = {k: v for k, v in taken.items() if not k.startswith("fusion.")}
         moved = transplant(weights, own, before.plan, recipe.plan, _alike(recipe, before))
         taken = {k: v for k, v in moved.items() if k not in barred} | taken
-        taken |= poolers(recipe, before, own, weights, taken)
-        found, rows = classifiers(recipe, before, own, weights, taken)
+        found, rows = carry(recipe, before, Weights(own, weights, taken))
         taken |= found
     slow = {k for k in own if k.startswith("slow.") or _SLOW_HEAD.match(k)}
     other = before is not None and not same_layers(before.plan, recipe.plan)

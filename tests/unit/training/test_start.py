@@ -187,12 +187,27 @@ def test_answers_go_by_their_names(base, tmp_path):
         assert not rows[1].any()
     assert not [n for n in report.fresh if n.startswith("heads.vqa.")]
     assert not [n for n in report.unused if n.startswith("heads.answers.")]
+    # a model of another width takes none of it, and does not fail
+    wide = single_stream(STREAMS, layers=1, width=48, heads=2, dropout=0.0)
+    other = replace(asking(base, vqa=("yes",)), plan=wide, start=str(tmp_path / "run"))
+    assert "heads.vqa.mlp.3.weight" in started(other)[2].fresh
     # nothing in common, or made otherwise: all afresh
     for classes, more in ((("dog",), {}), (("yes", "red"), {"hidden": False})):
         found, before, report = answering(base, tmp_path / "run", *classes, **more)
         made = [n for n in found if n.startswith("heads.vqa.mlp.")]
         assert set(made) <= set(report.fresh)
         assert all(torch.equal(found[n], before[n]) for n in made)
+
+
+def test_a_classifier_reads_classes_as_they_were_read(base, tmp_path):
+    """With the pooler they were learned with, not the first of the same make."""
+    recipe = asking(base, first=("cat", "dog"), answers=("yes", "red"))
+    apart = {n: replace(o, shares="") for n, o in recipe.objectives.items()}
+    source = saved(replace(recipe, objectives=apart), tmp_path / "run")
+    found, _, report = answering(base, tmp_path / "run", "red", "yes")
+    for part in ("pooler.dense.text.weight", "pooler.dense.text.bias", "mlp.0.weight"):
+        assert torch.equal(found[f"heads.vqa.{part}"], source[f"heads.answers.{part}"])
+    assert not [n for n in report.fresh if n.startswith("heads.vqa.")]
 
 
 def test_a_head_of_one_name_and_size_may_have_other_classes(base, tmp_path):
