@@ -115,6 +115,8 @@ class Pairs(Reader):
     read_as: str = ""
     """Language that all texts are in, where it is not the one they stand under: pairs that were
     translated into English stand under the language that they come from."""
+    tags: Tags | None = None
+    """Object tags, given as another text, ``"tags"``."""
     two: bool = False
     """Samples have two pictures, members ``0.…`` and ``1.…``: those of the first are given without
     the number too, for the stream by which other sets' pictures are read."""
@@ -134,7 +136,8 @@ class Pairs(Reader):
         self, members: Mapping[str, bytes], item: int, rng: np.random.Generator
     ) -> tuple[Sample, Labels]:
         """``text`` is premise (if any) and hypothesis; labels ``label``, ``language``, ``id``."""
-        pairs = field_of(sample_json(members), "pairs")
+        content = sample_json(members)
+        pairs = field_of(content, "pairs")
         item, wanted = _asked(self, item)
         found = on_hand(field_of(pairs[item], "hypothesis"), wanted, "pairs.hypothesis")
         language = found[int(rng.integers(len(found)))]
@@ -154,7 +157,8 @@ class Pairs(Reader):
             "hypothesis": passages[-1].text,
         }
         first = {k[2:]: v for k, v in members.items() if self.two and k.startswith("0.")}
-        return {**members, **first, "text": passages}, labels
+        others = self.tags.read(members, content) if self.tags else {}
+        return {**members, **first, "text": passages, **others}, labels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,14 +63,21 @@ class Captioning(Task):
         return (self.text, self._image(recipe), *([owner] if owner else []))
 
     def objectives(self, recipe: Recipe) -> Mapping[str, Objective]:
-        """The base's own objective of this form, with its head; a new one where it has none."""
+        """The base's own objective of this form, with its head; a new one where it has none.
+
+        A new one has the head, and so the name, of the base's masked words (Oscar).
+        """
         image = self._image(recipe)
         fresh: Generate | Reconstruct
         if self.form == "next":
             fresh = ic(self.text, image, smoothing=self.smoothing, name="caption")
         else:
             fresh = s2s_mlm(self.text, image, name="caption")
-        name, base = self._said(recipe, image) or ("caption", fresh)
+        like = self._hidden(recipe, image)
+        if like is not None:
+            fresh = replace(fresh, tied=like[1].tied, transform=like[1].transform)
+        new = (like[0] if like else "caption", fresh)
+        name, base = self._said(recipe, image) or new
         return {name: replace(base, view=fresh.view, weight=1.0, **self._smoothed())}
 
     def component(self, recipe: Recipe) -> Component:
@@ -141,6 +148,18 @@ class Captioning(Task):
             if shown and fits and objective.target == "token":  # type: ignore[attr-defined]
                 return name, objective  # type: ignore[return-value]
         return None
+
+    def _hidden(self, recipe: Recipe, image: str) -> tuple[str, Reconstruct] | None:
+        """The objective that fills in hidden words, best one that sees the image."""
+        found = [
+            (name, o)
+            for name, o in recipe.objectives.items()
+            if isinstance(o, Reconstruct) and (o.stream, o.target) == (self.text, "token")
+        ]
+        # whose transform is another's would be left with its bias alone
+        return min(
+            found, key=lambda x: (image not in x[1].view.streams, bool(x[1].shares)), default=None
+        )
 
     def _tell(
         self,

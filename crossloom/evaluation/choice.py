@@ -31,7 +31,7 @@ from crossloom.models.model import CrossloomModel
 from crossloom.objectives.classify import Classify
 from crossloom.objectives.objective import Objective
 from crossloom.objectives.view import View
-from crossloom.training.recipe import Component, Recipe
+from crossloom.training.recipe import Component, Recipe, RecipeError
 
 Record = dict[str, Any]
 
@@ -119,7 +119,7 @@ class Choice(Task):
         names = (self.kind,)
         found = predict(model, recipe, source, names, progress=watch, defects=defects)
         logits, labels, keys = gather(found, self.kind)
-        chance = logits.softmax(1) if self.form == "softmax" else logits.sigmoid()
+        chance = logits.sigmoid() if objective.form == "sigmoid" else logits.softmax(1)
         records = []
         for key, label, row in zip(keys, labels, chance, strict=True):
             best = int(row.argmax())
@@ -155,3 +155,44 @@ class Choice(Task):
         if 0 < len(foreign) < len(metrics["by_language"]):
             metrics["non_english"] = sum(foreign) / len(foreign)
         return {**metrics, **self.metrics(known), self.counted: len(records)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfOnePicture(Choice):
+    """A choice about one picture, whose object tags may be shown too."""
+
+    tags: str = ""
+    """Stream of object tags shown beside text and image (Oscar's ``tags``), which are found as the
+    run's own components find them; empty to show none."""
+
+    def streams(self, recipe: Recipe) -> tuple[str, ...]:
+        """Text and image, and the tags.
+
+        Raises:
+            RecipeError: there is no such stream.
+        """
+        both = super().streams(recipe)
+        if not self.tags:
+            return both
+        if self.tags not in recipe.modalities or self.tags in both:
+            others = ", ".join(s for s in recipe.modalities if s not in both)
+            raise RecipeError(
+                f"tags: {recipe.name} has no such stream beside {' and '.join(both)}; "
+                + (f"it has {others}" if others else "leave it empty")
+            )
+        return (both[0], self.tags, both[1])
+
+    def reading(self, recipe: Recipe, reader: Reader) -> Reader:
+        """See :meth:`Task.reading`; with the tags.
+
+        Raises:
+            RecipeError: no component of the run reads tags.
+        """
+        reader = super().reading(recipe, reader)
+        if not self.tags:
+            return reader
+        readers = (component.reader for component in recipe.mixture.values())
+        found = next((t for r in readers if (t := getattr(r, "tags", None))), None)
+        if found is None:
+            raise RecipeError(f"tags: no component of {recipe.name} reads any")
+        return replace(reader, tags=found)  # type: ignore[call-arg]

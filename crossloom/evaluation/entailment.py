@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from crossloom.data_pipelines.annotated import Pairs
 from crossloom.data_pipelines.reader import Reader
-from crossloom.evaluation.choice import Choice, Record
+from crossloom.evaluation.choice import OfOnePicture, Record
 from crossloom.evaluation.metrics import mean_by
 from crossloom.evaluation.task import Budget
 from crossloom.training.optim import Optim
@@ -19,7 +19,7 @@ LABELS = ("entailment", "neutral", "contradiction")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SnliVe(Choice):
+class SnliVe(OfOnePicture):
     """SNLI-VE (Xie et al. 2019): three classes, accuracy.
 
     The shards' pairs have no ``premise``: the picture is it. Pairs that have one (the world's) are

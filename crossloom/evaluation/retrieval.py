@@ -67,10 +67,11 @@ class Retrieval(Task):
     }
     image: str = ""
     """The stream searched; the one beside the text when empty."""
-    by: Literal["contrast", "choice", "triplet"] = "contrast"
-    """How fine-tuning trains. ``contrast``: a contrastive and a matching head (ALBEF). ``choice``:
-    the right pair among ``others`` with another text or image (ViLBERT: 3). ``triplet``: by a
-    margin above each of them (UNITER: 2)."""
+    by: Literal["contrast", "match", "choice", "triplet"] = "contrast"
+    """How fine-tuning trains. ``contrast``: a contrastive and a matching head (ALBEF). ``match``:
+    a matching head alone, half of the pairs with another image or text (Oscar). ``choice``: the
+    right pair among ``others`` with another text or image (ViLBERT: 3). ``triplet``: by a margin
+    above each of them (UNITER: 2)."""
     others: int = 3
     """Wrong pairs that each right one is compared with, images and texts by turns."""
     hard: int = 0
@@ -113,6 +114,10 @@ class Retrieval(Task):
         new = itc((streams[0], streams[1]), dim=self.dim, pool="mean")
         contrast = contrasts[0] if contrasts else ("itc", new)
         fresh = itm(streams, mismatch=streams[1])
+        # a head that ranks has the parameters of one that matches
+        matches += [
+            (n, replace(fresh, **o.pooling)) for n, o in there.items() if isinstance(o, Rank)
+        ]
         name, match = matches[0] if matches else ("itm", fresh)
         if match.mined != contrast[0] and not match.view.mismatched:
             # who mined or read its mismatches is not here
@@ -121,13 +126,17 @@ class Retrieval(Task):
             # two towers do not read each other: there is nothing to match
             towers = contrasts and not matches
             return dict([contrast] if towers else [contrast, (name, match)])
+        pooled = pooling(recipe, streams, self.text)
+        if self.by == "match":
+            view = View(name="match", streams=streams, mismatch=streams[::-1])
+            return {name: Match(view=view, **pooled)}
         turns = (streams[1], streams[0]) * self.others
         return {
             name: Rank(
                 view=View(name="rank", streams=streams, against=turns[: self.others]),
                 form="softmax" if self.by == "choice" else "triplet",
                 hard=self.hard,
-                **pooling(recipe, streams, self.text),
+                **pooled,
             )
         }
 

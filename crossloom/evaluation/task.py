@@ -18,6 +18,7 @@ from crossloom.models.plan import Attend
 from crossloom.objectives.match import Match
 from crossloom.objectives.objective import Objective
 from crossloom.objectives.pool import Pool
+from crossloom.objectives.pooled import Pooled
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe, RecipeError
 from crossloom.training.schedule import Schedule
@@ -76,6 +77,9 @@ class Task(ABC):
     """Steps between such measurements."""
     text: str = "text"
     """The text stream."""
+    asked: str | None = None
+    """By which name of ``Text.tasks`` texts say what is asked (12-in-1); empty to leave it unsaid.
+    None: the task's own, where it is among them."""
     pool: Pool | None = None
     """What of a stream a classifier reads; as the recipe's matching head, or else as
     :func:`pooling` says, when None."""
@@ -93,6 +97,20 @@ class Task(ABC):
     def component(self, recipe: Recipe) -> Component:
         """What fine-tuning reads."""
 
+    def reading(self, recipe: Recipe, reader: Reader) -> Reader:
+        """A reader as the run's streams need it: it tells texts what is asked.
+
+        Raises:
+            RecipeError: they know of no such task.
+        """
+        tasks = getattr(recipe.modalities.get(self.text), "tasks", ())
+        usual = self.kind if self.kind in tasks else ""
+        name = usual if self.asked is None else self.asked
+        if name and name not in tasks:
+            known = ", ".join(tasks) or "no task: leave it empty"
+            raise RecipeError(f"asked: {name!r}, but the texts of {recipe.name} know {known}")
+        return replace(reader, task=name) if name else reader
+
     def dev_reader(self, recipe: Recipe) -> Reader:
         """What of the ``dev`` shards is read; as fine-tuning reads, if not said otherwise."""
         return self.component(recipe).reader
@@ -109,14 +127,15 @@ class Task(ABC):
             start: run whose weights are taken; empty trains the same from scratch.
         """
         streams = self.streams(base)
-        mixture = {self.kind: self.component(base)}
+        component = self.component(base)
+        mixture = {self.kind: replace(component, reader=self.reading(base, component.reader))}
         if self.dev:
             # never drawn: only measured
             mixture[DEV] = replace(
-                mixture[self.kind],
+                component,
                 shards=self.dev,
                 held=self.dev,
-                reader=self.dev_reader(base),
+                reader=self.reading(base, self.dev_reader(base)),
                 weight=0.0,
             )
         return replace(
@@ -158,7 +177,7 @@ class Task(ABC):
                     f"{other.shown} and {shard.shown} have one name, by which examples are known; "
                     "rename one, or score them one after the other"
                 )
-        return Source(self.kind, opened, component.reader)
+        return Source(self.kind, opened, self.reading(recipe, component.reader))
 
     def split(self, recipe: Recipe) -> str:
         """Names of the splits that the test shards belong to."""
@@ -236,13 +255,18 @@ def trained(recipe: Recipe, name: str, kind: type[Trained]) -> Trained:
 def pooling(recipe: Recipe, streams: tuple[str, ...], text: str) -> dict[str, Any]:
     """How a new head summarises these streams, as fields of it: as the recipe's matching head does.
 
-    Of several, that which is shown these streams. Without one, the first unit of the text is read
-    (the mean where the text is read from left to right, so that its first unit knows of no other);
-    of two towers, whose texts know of no picture, both streams are.
+    Where nothing is matched, as a head that ranks or classifies does (12-in-1); of several, as that
+    which is shown these streams. Without any, the first unit of the text is read (the mean where
+    the text is read from left to right, so that its first unit knows of no other); of two towers,
+    whose texts know of no picture, both streams are.
     """
-    heads = [o for o in recipe.objectives.values() if isinstance(o, Match)]
+    heads = [o for o in recipe.objectives.values() if isinstance(o, Pooled)]
     if fit := [o for o in heads if set(o.pooled) <= set(streams)]:
-        return min(fit, key=lambda o: set(o.view.streams) != set(streams)).pooling
+
+        def rank(head: Pooled) -> tuple[bool, bool]:
+            return not isinstance(head, Match), set(head.view.streams) != set(streams)
+
+        return min(fit, key=rank).pooling
     causal = (b.causal for b in recipe.plan.blocks.values() if isinstance(b, Attend))
     return {
         "pooled": (text,) if recipe.plan.known(text) >= set(streams) else streams,

@@ -10,14 +10,14 @@ from typing import Any, ClassVar, Literal
 
 from crossloom.data_pipelines.annotated import Questions
 from crossloom.data_pipelines.reader import Reader
-from crossloom.evaluation.choice import Choice, Record
+from crossloom.evaluation.choice import OfOnePicture, Record
 from crossloom.evaluation.task import Budget
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Recipe, RecipeError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vqa(Choice):
+class Vqa(OfOnePicture):
     """VQA v2: binary cross entropy against soft scores; the score of the most likely answer.
 
     Goyal et al. 2017; trained as Anderson et al. 2018 do. The score is VQA v2's, averaged.

@@ -43,8 +43,16 @@ class Classify(Pooled):
     """Number of classes there must be: with it, a model can be built without the file. 0 for as
     many as there are."""
     form: Literal["softmax", "sigmoid", "distribution"] = "softmax"
+    hidden: bool = True
+    """A layer of twice the width between summary and logits (LXMERT, UNITER); without it they are
+    linear in the summary (BERT, XLM-R)."""
     matched_only: bool = True
     """Skip examples whose streams do not belong together: their label is another's (LXMERT)."""
+
+    @property
+    def last(self) -> str:
+        """Name within the head of the layer that has a row for each class."""
+        return f"mlp.{3 if self.hidden else 0}"
 
     def names(self) -> tuple[str, ...]:
         """The classes, in order.
@@ -87,8 +95,10 @@ class Classify(Pooled):
         return np.zeros((1, self._size()), np.float32)
 
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
-        """Pooler, hidden layer of twice the width, logits (LXMERT, UNITER)."""
-        return ClassifyHead(self.pooler(widths), self._size(), self.form, self.view.rows)
+        """Pooler, perhaps a hidden layer, logits."""
+        return ClassifyHead(
+            self.pooler(widths), self._size(), self.form, self.view.rows, self.hidden
+        )
 
     def check(self, modalities: Mapping[str, Modality]) -> None:
         """No row may show another example."""
@@ -121,17 +131,18 @@ def _places(names: tuple[str, ...]) -> Mapping[str, int]:
 class ClassifyHead(Head):
     """Logits for each class from pooled streams."""
 
-    def __init__(self, pooler: Pooler, classes: int, form: str, rows: int = 1) -> None:
+    def __init__(
+        self, pooler: Pooler, classes: int, form: str, rows: int = 1, hidden: bool = True
+    ) -> None:
         super().__init__()
         self.form, self.rows = form, rows
         self.pooler = pooler
         width = pooler.width
-        self.mlp = nn.Sequential(
-            nn.Linear(rows * width, 2 * width),
-            nn.GELU(),
-            nn.LayerNorm(2 * width),
-            nn.Linear(2 * width, classes),
-        )
+        layers: list[nn.Module] = []
+        if hidden:
+            layers = [nn.Linear(rows * width, 2 * width), nn.GELU(), nn.LayerNorm(2 * width)]
+        last = nn.Linear(2 * width if hidden else rows * width, classes)
+        self.mlp = nn.Sequential(*layers, last)
 
     def borrow(self, other: Head) -> None:
         """Use another head's pooler."""

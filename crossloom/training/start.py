@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from crossloom.models.model import CrossloomModel
 from crossloom.models.plan import Plan
 from crossloom.models.start import transplant
-from crossloom.objectives.pooled import Pooled
 from crossloom.training.checkpoint import write_atomically
+from crossloom.training.heads import Weights, carry, other_classes
 from crossloom.training.recipe import Recipe
 from crossloom.training.run import RECIPE, load_weights, open_run
 
@@ -45,8 +43,9 @@ def start(model: CrossloomModel, recipe: Recipe) -> Started:
     By name and shape first. When the source is a run whose layers are others than the recipe's,
     the same name means another thing: layers, and embedders of streams with another name, are then
     taken by the part they play (:mod:`crossloom.models.start`). Rows of a token table are taken
-    from the same vocabulary only. A head that the source does not have summarises streams as one
-    of its heads does, where both are made alike: so classifiers go on with the pooler of matching.
+    from the same vocabulary only, those of classes by the classes' names. A head that the source
+    does not have takes poolers and classes of heads that are made alike: so classifiers go on with
+    the pooler of matching, and with the answers learned (:mod:`crossloom.training.heads`).
 
     Raises:
         RecipeError: there are no weights.
@@ -55,17 +54,20 @@ def start(model: CrossloomModel, recipe: Recipe) -> Started:
     own = model.state_dict()
     before = open_run(recipe.start) if (Path(recipe.start) / RECIPE).is_file() else None
     barred = _other_words(recipe, before)
+    strange = barred | other_classes(recipe, before)
+    rows: set[str] = set()
     taken = {
         name: value
         for name, value in weights.items()
-        if name in own and own[name].shape == value.shape and name not in barred
+        if name in own and own[name].shape == value.shape and name not in strange
     }
     if before is not None:
         if not same_layers(before.plan, recipe.plan):
             taken = {k: v for k, v in taken.items() if not k.startswith("fusion.")}
         moved = transplant(weights, own, before.plan, recipe.plan, _alike(recipe, before))
         taken = {k: v for k, v in moved.items() if k not in barred} | taken
-        taken |= _poolers(recipe, before, own, weights, taken)
+        found, rows = carry(recipe, before, Weights(own, weights, taken))
+        taken |= found
     slow = {k for k in own if k.startswith("slow.") or _SLOW_HEAD.match(k)}
     other = before is not None and not same_layers(before.plan, recipe.plan)
     if late := bool(barred) or other or not slow <= taken.keys():
@@ -75,11 +77,12 @@ def start(model: CrossloomModel, recipe: Recipe) -> Started:
     if late:
         model.catch_up()
     used = {id(v) for v in taken.values()}
+    known = taken.keys() | rows
     return Started(
         source=recipe.start,
         taken=tuple(sorted(taken)),
         fresh=tuple(sorted(set(own) - set(taken))),
-        unused=tuple(sorted(k for k, v in weights.items() if id(v) not in used and k not in taken)),
+        unused=tuple(sorted(k for k, v in weights.items() if id(v) not in used and k not in known)),
     )
 
 
@@ -88,35 +91,6 @@ def same_layers(source: Plan, target: Plan) -> bool:
     return source.norm == target.norm and (
         source.layers == target.layers or source.restricted(target.streams).layers == target.layers
     )
-
-
-def _poolers(
-    recipe: Recipe,
-    before: Recipe,
-    own: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    taken: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """Poolers of heads that are new, from the source's that summarise the same streams alike."""
-    out: dict[str, Tensor] = {}
-    for name, head in recipe.objectives.items():
-        prefix = f"heads.{name}."
-        new = [k.removeprefix(prefix) for k in own if k.startswith(f"{prefix}pooler.")]
-        if not isinstance(head, Pooled) or any(prefix + part in taken for part in new):
-            continue
-        for other, lender in before.objectives.items():
-            if not isinstance(lender, Pooled) or _made(lender) != _made(head):
-                continue
-            found = {p: weights[k] for p in new if (k := f"heads.{other}.{p}") in weights}
-            if all(p in found and found[p].shape == own[prefix + p].shape for p in new):
-                out |= {prefix + p: value for p, value in found.items()}
-                break
-    return out
-
-
-def _made(head: Pooled) -> dict[str, object]:
-    """How a head summarises streams, but for what training alone knows."""
-    return {k: v for k, v in head.pooling.items() if k != "dropout"}
 
 
 def _alike(recipe: Recipe, before: Recipe) -> Mapping[str, str]:

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from crossloom.data_pipelines.shards import open_shards
 from crossloom.evaluation.captions import bleu, cider, words
@@ -19,6 +20,7 @@ from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
 from crossloom.training.run import load_weights, make_model, open_run, start_from
+from crossloom.training.start import start as begin
 from crossloom.units import make_units
 
 REFERENCES = [
@@ -187,6 +189,27 @@ def test_a_head_that_says_captions_is_kept(world, tmp_path):
         loaded.say("ic", text=["a"])
     with pytest.raises(ValueError, match="no objective 'itm' says anything"):
         loaded.say("itm", image=pictures)
+
+
+@pytest.mark.parametrize("form", ["next", "mask"])
+def test_captions_are_said_by_the_head_of_masked_words(base, form):
+    task, _ = make_task("captioning", [f"form={form}"])
+    tuned = task.recipe(open_run(base), str(base))
+    (said,) = tuned.objectives.values()
+    assert said.view.causal == ("text",)
+    model = make_model(tuned)
+    assert not begin(model, tuned).fresh
+    before = load_weights(base)[0]
+    name = "heads.mlm.transform.0.weight"
+    assert torch.equal(model.state_dict()[name], before[name])
+    # without a transform there, there is none here
+    plain = replace(mlm(("text", "image")), transform=False)
+    words = replace(open_run(base), objectives={"mlm": plain})
+    assert task.objectives(words)["mlm"].transform is False
+    # masked words that see the picture, rather than those that do not
+    both = {"alone": mlm(("text",)), "seen": mlm(("text", "image"))}
+    read = {"c": replace(words.mixture["captions"], objectives=tuple(both))}
+    assert list(task.objectives(replace(words, objectives=both, mixture=read))) == ["seen"]
 
 
 def test_what_says_no_captions_is_refused(base, world, tmp_path):

@@ -14,9 +14,11 @@ from crossloom.data_pipelines.shards import open_shards
 from crossloom.data_pipelines.write import ShardWriter
 from crossloom.evaluation.features import features, read_examples
 from crossloom.evaluation.finetune import make_task
-from crossloom.evaluation.predict import gather, predict
+from crossloom.evaluation.predict import evaluation_collator, gather, predict
 from crossloom.evaluation.retrieval import _log_odds, _Scorer
+from crossloom.objectives.match import Match
 from crossloom.objectives.presets import itc, itm
+from crossloom.objectives.rank import Rank
 from crossloom.objectives.view import Hide, View
 from crossloom.testing.recipes import STREAMS, tiny_recipe
 from crossloom.training.recipe import Component, RecipeError
@@ -58,6 +60,54 @@ def test_contrast_is_predicted_with_nothing_hidden(world):
     for number, stream in enumerate(STREAMS):
         alone = features(model, recipe, "itc", stream, examples)
         assert torch.allclose(found[:, number], alone, atol=1e-5)
+
+
+def test_matching_alone_is_trained_with_another_text_or_image(world):
+    """And without a contrastive head all pairs are scored (Oscar, Unicoder-VL)."""
+    recipe = scored(tiny_recipe(world), {"tell": itm(STREAMS)})
+    task, _ = make_task("retrieval", ["by=match", "limit=4"])
+    made = task.recipe(recipe, "")
+    ((name, match),) = made.objectives.items()
+    assert (name, set(match.view.mismatched)) == ("tell", set(STREAMS))
+    component = Component(shards="train-*.tar", reader=Texts(languages=("en",)), objectives=())
+    source = task.source(made, component, "train-*.tar")
+    examples = read_examples(made, source, STREAMS, most=24)
+    collator = evaluation_collator(made)
+    batch = collator.batch(examples, (name,), len(examples))
+    right = collator.batch(examples, (name,), len(examples), others=False)
+    other = {s: _told(batch, s) != _told(right, s) for s in STREAMS}
+    for stream, some in other.items():
+        assert 2 <= some.sum() <= 12, stream
+    assert not (other["text"] & other["image"]).any()
+    assert (batch.aims[name].value == ~(other["text"] | other["image"])).all()
+    assert "dual_encoder" not in task.evaluate(make_model(made), made).metrics
+
+
+def _told(batch, stream):
+    """What the units of each example say, in one number."""
+    flat = batch.views["match"].streams[stream]
+    content = flat.content["token" if stream == "text" else "feature"].astype(float)
+    return np.add.reduceat(content.reshape(len(content), -1).sum(1), flat.start)
+
+
+def test_a_head_that_ranks_goes_on(world):
+    """12-in-1 has one that ranks, and none that matches."""
+    form = {"pooled": STREAMS, "width": 24, "activation": "relu"}
+    against = View(name="against", streams=STREAMS, against=("image",))
+    recipe = scored(tiny_recipe(world), {"find": Rank(view=against, **form)})
+    for by, kind in (("match", Match), ("choice", Rank), ("contrast", Match)):
+        made = make_task("retrieval", [f"by={by}"])[0].recipe(recipe, "")
+        head = made.objectives["find"]
+        assert type(head) is kind
+        assert head.pooling == recipe.objectives["find"].pooling
+    asked = make_task("snli-ve")[0].recipe(recipe, "").objectives["snli-ve"]
+    assert asked.pooling == head.pooling
+    # what matches comes first, though it be later
+    both = scored(recipe, {**recipe.objectives, "itm": itm(STREAMS)})
+    for task in ("snli-ve", "retrieval"):
+        made = make_task(task)[0].recipe(both, "")
+        name = "itm" if task == "retrieval" else task
+        assert made.objectives[name].pooled == ("text",)
 
 
 def test_each_direction_reranks_its_own_candidates(world, monkeypatch):

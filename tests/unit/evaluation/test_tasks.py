@@ -11,9 +11,12 @@ import torch
 from crossloom.data_pipelines.annotated import Labelled, Questions, Refers
 from crossloom.data_pipelines.collate import Example
 from crossloom.data_pipelines.shards import open_shards
+from crossloom.data_pipelines.tags import Tags
 from crossloom.data_pipelines.write import ShardWriter
+from crossloom.evaluation.features import read_examples
 from crossloom.evaluation.finetune import evaluate, finetune, make_task
 from crossloom.evaluation.grounding import _record
+from crossloom.evaluation.predict import gather, predict
 from crossloom.evaluation.task import split_of
 from crossloom.evaluation.two_pictures import beside, sentence_of
 from crossloom.evaluation.vqa import Gqa, Vqa
@@ -27,8 +30,8 @@ from crossloom.testing.recipes import tiny_recipe
 from crossloom.training.environment import start
 from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
-from crossloom.training.recipe import Pace, Phase, RecipeError
-from crossloom.training.run import load_weights, make_model, open_run
+from crossloom.training.recipe import Pace, Phase, RecipeError, load_recipe
+from crossloom.training.run import load_weights, make_model, open_run, start_from
 from crossloom.units import BadSample, keyed_rng, make_units
 
 ENGLISH = "languages=[en]"
@@ -248,6 +251,78 @@ def test_classifiers_summarise_as_matching_does(base):
         "pool": "last",
         "pooled": ("text",),
     }
+
+
+def test_texts_say_what_is_asked_as_they_did(base, world):
+    """12-in-1's vector for each data set: a unit after the first."""
+    given = open_run(base)
+    text = replace(given.modalities["text"], tasks=("coco", "vqa"))
+    recipe = replace(given, modalities={**given.modalities, "text": text})
+
+    def said(name, *settings):
+        task = make_task(name, settings)[0]
+        made = task.recipe(recipe, "")
+        readers = {component.reader.task for component in made.mixture.values()}
+        source = task.source(made, task.component(made), "dev-*.tar")
+        (example, *_) = read_examples(made, source, ("text",), most=2)
+        assert {int(example.units["text"].content["task"][1])} | {-1} == {
+            -1, *(text.tasks.index(r) for r in readers if r)
+        }  # fmt: skip
+        return readers
+
+    assert said("vqa", "dev=dev-*.tar") == {"vqa"}
+    assert said("vqa", "asked=coco") == {"coco"}
+    assert said("vqa", "asked=") == said("retrieval") == {""}
+    assert said("retrieval", "asked=coco") == {"coco"}
+    with pytest.raises(RecipeError, match="asked: 'gqa', but the texts of tiny know coco, vqa"):
+        said("vqa", "asked=gqa")
+    with pytest.raises(RecipeError, match="know no task: leave it empty"):
+        make_task("vqa", ["asked=vqa"])[0].recipe(given, "")
+
+
+@pytest.mark.parametrize("name", ["vqa", "snli-ve"])
+def test_questions_are_asked_beside_tags(world, tmp_path, name):
+    """Oscar's tags are shown in fine-tuning and in the test, as its own components read them."""
+    recipe = replace(load_recipe("oscar-tiny"), data=str(world))
+    train(replace(recipe, steps=1, examples=4, micro=1), tmp_path / "oscar", start("cpu"))
+    settings = ["tags=tags", ENGLISH, "steps=1", "examples=4"]
+    finetune(name, tmp_path / "oscar", tmp_path / "tuned", start("cpu"), settings)
+    made = open_run(tmp_path / "tuned")
+    assert made.objectives[name].view.streams == ("text", "tags", "image")
+    kept = json.loads((tmp_path / "tuned" / "start.json").read_text())
+    assert [n for n in kept["fresh"] if not n.startswith(f"heads.{name}.mlp.")] == []
+    assert evaluate(name, tmp_path / "tuned", start("cpu")).metrics["accuracy"] >= 0
+    task = make_task(name, settings[:2])[0]
+    source = task.source(made, task.component(made), "test-*.tar")
+    (example, *_) = read_examples(made, source, ("text", "tags", "image"), most=1)
+    (passage,) = Tags(of="regions.npz", names=str(world / "classes.txt")).read(
+        open_shards("test-*.tar", world)[0].read(0), {}
+    )["tags"]
+    expected = made.modalities["tags"].decode({"tags": (passage,)}, keyed_rng(0))
+    assert (example.units["tags"].content["token"] == expected.content["token"]).all()
+
+
+def test_tags_that_are_not_there_are_refused(base):
+    with pytest.raises(RecipeError, match=r"tags: tiny has no such stream .* leave it empty"):
+        make_task("vqa", ["tags=tags"])[0].recipe(open_run(base), "")
+
+
+def test_a_classifier_may_be_linear_and_cross_entropy_of_soft_scores(base, tmp_path):
+    """Overrides of the objective: BERT's classifier; VisualBERT's loss. Chances add to 1."""
+    settings = (ENGLISH, "steps=2", "examples=4", "objectives.vqa.hidden=false",
+                "objectives.vqa.form=softmax")  # fmt: skip
+    result = tuned("vqa", base, tmp_path, *settings)
+    head = make_model(open_run(tmp_path)).heads["vqa"]
+    assert [type(part).__name__ for part in head.mlp] == ["Linear"]
+    assert head.mlp[0].in_features == 32
+    asked = make_task("vqa", [ENGLISH])[0]
+    model, recipe = make_model(open_run(tmp_path)), open_run(tmp_path)
+    start_from(model, load_weights(tmp_path)[0])
+    component = replace(asked.component(recipe), reader=asked.tested_with(recipe))
+    source = asked.source(recipe, component, "test-*.tar")
+    logits = gather(predict(model, recipe, source, ("vqa",)), "vqa")[0]
+    told = [r["probability"] for r in result.records]
+    assert told == pytest.approx(logits.softmax(1).max(1).values.tolist(), rel=1e-4)
 
 
 def test_a_pair_needs_no_single_stream_and_a_triplet_does(base, pictures):

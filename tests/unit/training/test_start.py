@@ -151,6 +151,85 @@ def test_new_heads_go_on_with_the_pooler_of_matching(base, tmp_path, shared):
         assert "heads.new.pooler.dense.text.weight" in started(new)[2].fresh
 
 
+def asking(base, **classes):
+    """Matching, and a classifier of each name over these classes, all with the pooler of one."""
+    recipe = paired(base, single_stream(STREAMS, layers=1, **SIZE))
+    view = View(name="questions", streams=STREAMS)
+    heads = {
+        name: Classify(view=view, label="answers", classes=listed, shares="itm")
+        for name, listed in classes.items()
+    }
+    read = replace(recipe.mixture["pairs"], objectives=("itm", *heads))
+    objectives = {"itm": recipe.objectives["itm"], **heads}
+    return replace(recipe, objectives=objectives, mixture={"pairs": read})
+
+
+def answering(base, source, *classes, **more):
+    """What a fresh classifier called ``vqa`` takes."""
+    recipe = asking(base, vqa=classes)
+    head = replace(recipe.objectives["vqa"], shares="", **more)
+    parts = {n: replace(c, objectives=("vqa",)) for n, c in recipe.mixture.items()}
+    new = replace(recipe, objectives={"vqa": head}, mixture=parts, start=str(source))
+    return started(new)
+
+
+def test_answers_go_by_their_names(base, tmp_path):
+    """LXMERT's answers learned in pre-training, under a head of another name and in other order."""
+    source = saved(asking(base, answers=("red", "two", "yes"), other=("cat",)), tmp_path / "run")
+    found, before, report = answering(base, tmp_path / "run", "yes", "cat", "red")
+    for part in ("mlp.0.weight", "mlp.0.bias", "mlp.2.weight"):
+        assert torch.equal(found[f"heads.vqa.{part}"], source[f"heads.answers.{part}"])
+    for kind in ("weight", "bias"):
+        rows, known = found[f"heads.vqa.mlp.3.{kind}"], source[f"heads.answers.mlp.3.{kind}"]
+        assert torch.equal(rows[0], known[2])
+        assert torch.equal(rows[2], known[0])
+        # what it does not know scores nothing: cat is of a head that knows less
+        assert not rows[1].any()
+    assert not [n for n in report.fresh if n.startswith("heads.vqa.")]
+    assert not [n for n in report.unused if n.startswith("heads.answers.")]
+    # a model of another width takes none of it, and does not fail
+    wide = single_stream(STREAMS, layers=1, width=48, heads=2, dropout=0.0)
+    other = replace(asking(base, vqa=("yes",)), plan=wide, start=str(tmp_path / "run"))
+    assert "heads.vqa.mlp.3.weight" in started(other)[2].fresh
+    # nothing in common, or made otherwise: all afresh
+    for classes, more in ((("dog",), {}), (("yes", "red"), {"hidden": False})):
+        found, before, report = answering(base, tmp_path / "run", *classes, **more)
+        made = [n for n in found if n.startswith("heads.vqa.mlp.")]
+        assert set(made) <= set(report.fresh)
+        assert all(torch.equal(found[n], before[n]) for n in made)
+
+
+def test_a_classifier_reads_classes_as_they_were_read(base, tmp_path):
+    """With the pooler they were learned with, not the first of the same make."""
+    recipe = asking(base, first=("cat", "dog"), answers=("yes", "red"))
+    apart = {n: replace(o, shares="") for n, o in recipe.objectives.items()}
+    source = saved(replace(recipe, objectives=apart), tmp_path / "run")
+    found, _, report = answering(base, tmp_path / "run", "red", "yes")
+    for part in ("pooler.dense.text.weight", "pooler.dense.text.bias", "mlp.0.weight"):
+        assert torch.equal(found[f"heads.vqa.{part}"], source[f"heads.answers.{part}"])
+    assert not [n for n in report.fresh if n.startswith("heads.vqa.")]
+
+
+def test_a_head_of_one_name_and_size_may_have_other_classes(base, tmp_path):
+    source = saved(asking(base, vqa=("red", "two")), tmp_path / "run")
+    found, before, _ = answering(base, tmp_path / "run", "two", "red")
+    name = "heads.vqa.mlp.3.weight"
+    assert torch.equal(found[name], source[name].flip(0))
+    found, before, report = answering(base, tmp_path / "run", "cat", "dog")
+    assert torch.equal(found[name], before[name])
+    assert name in report.fresh
+
+
+def test_numbers_that_stand_for_unnamed_answers_are_no_names(base, tmp_path):
+    """An imported checkpoint calls its answers 0, 1, …; here 1 is an answer."""
+    source = saved(asking(base, answers=("0", "1", "2")), tmp_path / "run")
+    _, _, report = answering(base, tmp_path / "run", "yes", "1")
+    assert "heads.vqa.mlp.3.weight" in report.fresh
+    same = replace(asking(base, answers=("0", "1", "2")), start=str(tmp_path / "run"))
+    name = "heads.answers.mlp.3.weight"
+    assert torch.equal(started(same)[0][name], source[name])
+
+
 def test_norms_of_what_is_added_are_taken_too(base, tmp_path):
     source = saved(textual(base, norm="sandwich"), tmp_path / "text")
     plan = single_stream(STREAMS, layers=3, norm="sandwich", **SIZE)
