@@ -274,6 +274,12 @@ def _written(
     known = {n: f for n, f in families().items() if (n == "open_clip") == (to == "open_clip")}
     if wanted and wanted not in known:
         raise ValueError(f"--family {wanted}: there are {', '.join(known)}")
+    for stream, modality in recipe.modalities.items():
+        if getattr(modality, "inner", 0):
+            raise ValueError(
+                f"{recipe.name}: modalities.{stream}.inner: no family known here has words of "
+                "another width than its layers; --to safetensors writes any run"
+            )
     results, reasons = [], []
     for name, module in known.items():
         if wanted and name != wanted:

@@ -84,6 +84,10 @@ class Text(Modality):
     words_of: str = ""
     """Stream of text whose table of word pieces is used; positions and norm are this stream's own
     (the decoder of BART and mBART). Empty for a table of its own."""
+    inner: int = 0
+    """Width of the tables of pieces, positions and types, whose sum a layer brings to the stream's
+    width after the norm; 0 for that width itself. Large vocabularies need little memory so (ALBERT,
+    Lan et al. 2020, section 3.1: 128; ELECTRA). What predicts pieces goes back to it."""
     scaled: bool = False
     """Multiply the embedding of a piece by the root of the width, before position and the rest are
     added (mBART)."""
@@ -123,6 +127,8 @@ class Text(Modality):
             raise ValueError(
                 f"segment is {self.segment}; with segments={self.segments} it is below"
             )
+        if self.inner and self.looks_at:
+            raise ValueError("inner and looks_at: what is seen has the stream's width, not inner")
         if self.signs and self.layout != "own":
             raise ValueError(f"signs are for layout own; layout {self.layout} has its own or none")
         if self.positions and self.positions < self.offset + self.limit:
@@ -381,6 +387,7 @@ class Text(Modality):
             constant=self.constant,
             words_of=self.words_of,
             scaled=self.scaled,
+            inner=self.inner,
         )
 
     def identity(self) -> str:

@@ -36,8 +36,12 @@ class TextEmbedder(Embedder):
         constant: bool = False,
         words_of: str = "",
         scaled: bool = False,
+        inner: int = 0,
     ) -> None:
         super().__init__()
+        #: from the width of the tables to the stream's
+        self.project = nn.Linear(inner, width) if inner else None
+        outer, width = width, inner or width
         self.mask, self.offset = mask, offset
         self.lenders, self.shape = (words_of,) if words_of else (), (vocab, width)
         self.scale = width**0.5 if scaled else 1.0
@@ -51,7 +55,7 @@ class TextEmbedder(Embedder):
         self.constant = nn.Parameter(torch.zeros(width)) if constant else None
         self.task = nn.Embedding(tasks, width) if tasks else None
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
-        self.mark = nn.Parameter(torch.zeros(width)) if marked else None
+        self.mark = nn.Parameter(torch.zeros(outer)) if marked else None
         self.dropout = nn.Dropout(dropout)
         self.looks_at, self.sees = (looks_at,) if looks_at else (), sees
         self._sight: tuple[Any, ...] = ()
@@ -110,6 +114,8 @@ class TextEmbedder(Embedder):
         if self.sight_norm is not None:
             x = x + self.sight_norm(self._whole(stream, other))
         x = self.dropout(self.norm(x))
+        if self.project is not None:
+            x = self.project(x)
         if self.mark is not None:
             x = x + self.mark
         return x + self._referred(stream, other) if other and self.sees == "referred" else x
@@ -148,5 +154,5 @@ class TextEmbedder(Embedder):
         return seen.index_select(0, index) * there[:, None].to(seen.dtype)
 
     def tied(self, target: str) -> Tensor | None:
-        """The token embedding, for the target ``token``."""
+        """The token embedding, for the target ``token``; ``[dim, inner]`` where that is another."""
         return self.token.weight if target == "token" else None

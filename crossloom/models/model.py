@@ -97,11 +97,14 @@ class CrossloomModel(nn.Module):
         self.marks = nn.ParameterDict({s: nn.Parameter(torch.zeros(widths[s])) for s in marked})
         self.fusion = Fusion(plan)
         self.heads = nn.ModuleDict({o: x.head(modalities, widths) for o, x in objectives.items()})
-        for head in self.heads.values():
+        for name, head in self.heads.items():
             if not isinstance(head, ReconstructHead) or not head.tied:
                 continue
-            if self._embedder(self.owner[head.stream]).tied(head.name) is None:
-                head.untie()
+            matrix = self._embedder(self.owner[head.stream]).tied(head.name)
+            try:
+                head.untie() if matrix is None else head.narrow(matrix.shape[1])
+            except ValueError as error:
+                raise ValueError(f"objectives.{name}: {error}") from None
         for name, objective in objectives.items():
             if isinstance(objective, Match) and objective.mined:
                 for stream in objective.view.streams:

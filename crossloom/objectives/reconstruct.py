@@ -174,6 +174,23 @@ class ReconstructHead(Head):
         """Use another head's transform."""
         lend(self, other, "transform")
 
+    def narrow(self, inner: int) -> None:
+        """Come from the stream's width to that of a tied matrix.
+
+        Raises:
+            ValueError: there is no transform that could.
+        """
+        dim, width = self.shape
+        if inner == width:
+            return
+        if isinstance(self.transform, nn.Identity):
+            raise ValueError(
+                f"pieces of {self.stream!r} have width {inner}, its states {width}: set transform, "
+                "or tied to false"
+            )
+        self.transform = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.LayerNorm(inner))
+        self.shape = (dim, inner)
+
     def untie(self) -> None:
         """Give the head a matrix of its own (the embedder offers none, or none is wanted)."""
         self.tied = False

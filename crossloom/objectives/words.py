@@ -96,6 +96,8 @@ class WordsHead(Head):
         table = encoded.embedders[self.stream].tied(self.target)  # type: ignore[operator]
         if table is None:
             raise ValueError(f"stream {self.stream!r} has no table of {self.target!r} embeddings")
+        if table.shape[1] != encoded.states[self.stream].shape[1]:
+            raise ValueError(f"the table of {self.stream!r} has another width (inner) than it")
         asker = F.normalize(self.summary(encoded).float(), dim=1) / self.temperature
         drawn, none = self._draw(asker.detach(), table.detach(), aim)
         # products and sums, not matrix products, which autocast would make in half precision

@@ -50,6 +50,15 @@ def _xlm_r(test: str, **differences: int) -> State:
     )
 
 
+def _electra(count: int) -> State:
+    return State(
+        shown="losses and gradients as in `transformers`",
+        tests=("parity/test_electra.py", "parity/test_sizes.py"),
+        published=count,
+        source="both models of transformers, with one table of words",
+    )
+
+
 _CONTROLLED = State(
     shown="the five differ in plan and regions alone, as configured in VOLTA",
     tests=("unit/recipes/test_dual_stream.py",),
@@ -78,6 +87,8 @@ STATES: Mapping[str, State] = {
     "dall-e": _formulas(
         "test_image_tokens", published=12_000_000_000, to=500_000_000, source="paper"
     ),
+    "electra": _electra(119_782_715),
+    "electra-small": _electra(14_262_267),
     "ernie-m": _xlm_r("test_from_xlm_r", biases_of_four_heads=1_000_008),
     "hictl": _xlm_r("test_from_xlm_r", a_bias_of_translations=250_002),
     "imagebert": State(shown=_RULES, tests=("unit/recipes/test_single_stream.py",)),

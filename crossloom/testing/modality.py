@@ -286,9 +286,9 @@ def _embedding(modality: Modality, units: Units, width: int) -> None:
         for name, target in modality.predictable().items():
             tied = embedder.tied(name)
             _need(
-                tied is None or tied.shape == (target.dim, width),
+                tied is None or (tied.dim() == 2 and len(tied) == target.dim),
                 f"tied({name!r}) is {None if tied is None else list(tied.shape)}; "
-                f"give [{target.dim}, {width}], [dim, width]",
+                f"give [{target.dim}, {width}], [dim, width], or of an inner width",
             )
         hidden = np.concatenate([units.maskable, none])
         _gradients(embedder, _stream([units, units], hidden), "hidden and visible units")

@@ -17,8 +17,11 @@ from crossloom.training.run import make_model, make_stack
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.peers
 
-#: Layers of each, by stream; one embedding for both, as in the original.
+#: Layers of each, by stream.
 LAYERS = {"text": 2, "generator": 1}
+#: Width of each, and that of the words: one embedding for both, and that of the small model, whose
+#: generator and discriminator come from its width to their own.
+SIZES = {"alike": (32, 32, 0), "small": (32, 16, 24)}
 INNER = {
     "attention.self.query": "blocks.{a}.query",
     "attention.output.dense": "blocks.{a}.output",
@@ -42,15 +45,19 @@ HEADS = {
 }
 
 
-@pytest.fixture(scope="module")
-def recipe(world):
+@pytest.fixture(scope="module", params=SIZES)
+def recipe(world, request):
     base = tiny_recipe(world)
-    text = replace(base.modalities["text"], segments=2)
-    sizes = {s: Tower(layers=n, width=32, heads=2, hidden=64) for s, n in LAYERS.items()}
+    *widths, inner = SIZES[request.param]
+    text = replace(base.modalities["text"], segments=2, inner=inner)
+    sizes = {
+        s: Tower(layers=n, width=width, heads=2, hidden=64)
+        for (s, n), width in zip(LAYERS.items(), widths, strict=True)
+    }
     return replace(
         base,
-        modalities={"text": text, "generator": text},
-        tied={"generator": "text"},
+        modalities={"text": text, "generator": replace(text, words_of="text" if inner else "")},
+        tied={} if inner else {"generator": "text"},
         plan=towers(sizes, norm="post", epsilon=1e-12),
         objectives={"mlm": tlm("generator", hide=GENERATED), "rtd": rtd()},
         mixture={
@@ -66,10 +73,14 @@ def ours(model, stream):
     """A tensor of ours, or its gradient, by its name in the library."""
     own = dict(model.named_parameters())
     found = {}
+    embedder = f"embed.{model.owner[stream]}"
     for kind in ("weight", "bias"):
         for theirs, mine in EMBEDDED.items():
-            if (name := f"embed.text.{mine}.{kind}") in own:
+            place = "embed.text" if mine == "token" else embedder
+            if (name := f"{place}.{mine}.{kind}") in own:
                 found[f"electra.embeddings.{theirs}.{kind}"] = own[name]
+        if (name := f"{embedder}.project.{kind}") in own:
+            found[f"electra.embeddings_project.{kind}"] = own[name]
         for theirs, mine in HEADS.items():
             if (name := f"{mine}.{kind}") in own:
                 found[f"{theirs}.{kind}"] = own[name]
@@ -121,18 +132,24 @@ def test_losses_and_gradients_are_the_librarys(recipe):
     text, hidden = batch.views["rtd"].streams["text"], batch.views["tlm"].streams["generator"]
     aim, vocab = batch.aims["mlm"], recipe.modalities["text"].vocab
 
-    def config(layers):
+    def config(stream):
+        width, inner = recipe.plan.widths[stream], recipe.modalities[stream].inner
         return transformers.ElectraConfig(
-            vocab_size=vocab.size, embedding_size=32, hidden_size=32, num_hidden_layers=layers,
-            num_attention_heads=2, intermediate_size=64, pad_token_id=vocab.pad,
+            vocab_size=vocab.size, embedding_size=inner or width, hidden_size=width,
+            num_hidden_layers=LAYERS[stream], num_attention_heads=2,
+            intermediate_size=64, pad_token_id=vocab.pad,
             max_position_embeddings=len(model.embed["text"].position.weight),
             attn_implementation="eager",
         )  # fmt: skip
 
-    generator = load(transformers.ElectraForMaskedLM(config(1)), model, "generator")
-    told = load(transformers.ElectraForPreTraining(config(2)), model, "text")
-    # one embedding, as where the original trains both
-    told.electra.embeddings = generator.electra.embeddings
+    generator = load(transformers.ElectraForMaskedLM(config("generator")), model, "generator")
+    told = load(transformers.ElectraForPreTraining(config("text")), model, "text")
+    # one embedding, as where the original trains both, or one table of words
+    if recipe.tied:
+        told.electra.embeddings = generator.electra.embeddings
+    else:
+        words = generator.electra.embeddings.word_embeddings
+        told.electra.embeddings.word_embeddings = words
     token = text.content["token"]
     label = torch.full_like(token, -100).index_copy(0, aim.index, token[aim.index])
     shared = {

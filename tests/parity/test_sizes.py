@@ -68,6 +68,28 @@ def test_of_those_that_go_on_from_xlm_r():
             assert f"{count:,} parameters: XLM-R's {size:,}" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "widths", "words"), [("electra", (768, 256), 768), ("electra-small", (256, 64), 128)]
+)
+def test_a_generator_and_a_discriminator_with_one_table_of_words(name, widths, words):
+    transformers = pytest.importorskip("transformers")
+
+    def count(model):
+        return sum(p.numel() for p in model.parameters())
+
+    with torch.device("meta"):
+        told, made = (
+            transformers.ElectraConfig(
+                embedding_size=words, hidden_size=width, num_attention_heads=width // 64,
+                intermediate_size=4 * width,
+            )
+            for width in widths
+        )  # fmt: skip
+        theirs = count(transformers.ElectraForPreTraining(told))
+        theirs += count(transformers.ElectraForMaskedLM(made)) - 30_522 * words
+        assert count(make_model(load_recipe(name))) == theirs
+
+
 XLM = {"emb_dim": 1024, "n_heads": 8, "max_position_embeddings": 512}
 
 

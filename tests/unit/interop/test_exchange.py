@@ -13,6 +13,7 @@ from PIL import Image
 import crossloom
 from crossloom.cli import app
 from crossloom.interop.exchange import (
+    _written,
     export_run,
     families,
     import_checkpoint,
@@ -21,7 +22,7 @@ from crossloom.interop.exchange import (
     read_weights,
 )
 from crossloom.interop.rules import Noted, joined, parted, pixels, read_all, turned, write_all
-from crossloom.training.recipe import RecipeError
+from crossloom.training.recipe import RecipeError, load_recipe
 from crossloom.training.run import WEIGHTS
 
 CLIP = {
@@ -239,6 +240,12 @@ def test_a_model_that_a_library_has_not_is_refused_with_the_reasons(world, tmp_p
     with pytest.raises(ValueError, match="--family gpt9: there are"):
         export_run(run, "transformers", tmp_path / "out", "gpt9")
     assert not (tmp_path / "out").exists()
+
+
+def test_words_of_another_width_are_refused(tmp_path):
+    recipe = load_recipe("xlm-r-tiny", ["modalities.text.inner=16"])
+    with pytest.raises(ValueError, match=r"modalities\.text\.inner: no family"):
+        _written(recipe, {}, "transformers", "")
 
 
 def test_families_are_found_without_their_libraries():

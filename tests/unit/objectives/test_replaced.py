@@ -14,7 +14,7 @@ from crossloom.objectives.presets import mmlm
 from crossloom.objectives.reconstruct import draw_classes
 from crossloom.objectives.view import Hide, View
 from crossloom.testing.recipes import tiny_recipe
-from crossloom.training.recipe import Component
+from crossloom.training.recipe import Component, RecipeError
 from crossloom.training.run import make_model, make_stack
 
 SIZE = {"width": 32, "heads": 2, "hidden": 64}
@@ -164,3 +164,28 @@ def test_other_units_than_the_generators_are_said(world):
     made = replace(made, modalities=other)
     with pytest.raises(ValueError, match="give both the same field, vocabulary and limit"):
         make_model(made)(make_stack(made).micro(0).to("cpu"))
+
+
+def test_words_of_another_width_need_a_transform(world):
+    """And what predicts them comes back to it; the width of the stream is the plan's."""
+    made = recipe(world)
+    texts = {s: replace(m, inner=12) for s, m in made.modalities.items()}
+    narrow = replace(made, modalities=texts)
+    model = make_model(narrow)
+    assert model.embed["text"].token.weight.shape[1] == 12
+    assert model.heads["mlm"].transform[0].weight.shape == (12, 32)
+    batch = make_stack(narrow).micro(0).to("cpu")
+    assert model.encode(batch.views["rtd"]).states["text"].shape[1] == 32
+    sum(x["loss"] for x in model(batch).values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    bare = replace(made.objectives["mlm"], transform=False)
+    heads = {**made.objectives, "mlm": bare}
+    with pytest.raises(
+        RecipeError, match=r"objectives\.mlm: .* have width 12, its states 32: set tr"
+    ):
+        make_model(replace(narrow, objectives=heads))
+    untied = {**heads, "mlm": replace(bare, tied=False)}
+    head = make_model(replace(narrow, objectives=untied)).heads["mlm"]
+    assert head.decoder.shape == (len(head.bias), 32)
+    with pytest.raises(ValueError, match="inner and looks_at"):
+        replace(texts["text"], looks_at="image")
