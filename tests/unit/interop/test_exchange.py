@@ -216,6 +216,52 @@ def test_a_vocabulary_that_is_not_there_is_told_at_once(tmp_path):
     assert "no vocabulary" not in result.output
 
 
+@pytest.mark.parametrize("lower", [True, False])
+def test_case_is_read_from_wherever_it_is_told(tmp_path, lower):
+    """A ``tokenizer.json`` saved by itself has no setting of that name beside it."""
+    import transformers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    from crossloom.interop.bert import layout_of
+    from crossloom.modalities.vocabularies import vocabulary
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "A", "a", "dog", "é", "e"]
+    made = Tokenizer(models.WordPiece({w: n for n, w in enumerate(words)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    alone = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]")
+    alone.save_pretrained(tmp_path)
+    assert "do_lower_case" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+    layout = layout_of(tmp_path)
+    assert layout == ("wordpiece" if lower else "wordpiece-cased")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = vocabulary(str(tmp_path / "tokenizer.json"), layout).encode("A dog é")
+    assert ours.tolist() == theirs("A dog é", add_special_tokens=False)["input_ids"]
+    # the settings have the last word
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": not lower}))
+    assert layout_of(tmp_path) != layout
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"do_lower_case": True, "strip_accents": False},
+        {"do_lower_case": False, "strip_accents": True},
+        {"tokenize_chinese_chars": False},
+        {"tokenizer_class": "BertJapaneseTokenizer"},
+    ],
+)
+def test_words_that_are_cut_in_another_way_are_refused(tmp_path, told):
+    from crossloom.interop.bert import layout_of
+
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: .* not known here"):
+        layout_of(tmp_path)
+    usual = {"do_lower_case": False, "strip_accents": None, "tokenize_chinese_chars": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(usual))
+    assert layout_of(tmp_path) == "wordpiece-cased"
+
+
 def test_the_hub_is_asked_only_for_ids(monkeypatch):
     with pytest.raises(ValueError, match="no such folder; give one"):
         locate("./nothing")
