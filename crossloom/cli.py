@@ -378,6 +378,13 @@ def import_(
     done = import_checkpoint(source, out, assignments or [])
     _told("started afresh", done.fresh)
     _told("left out", done.left_out)
+    for stream in done.wordless:
+        console.print(
+            f"{stream}: no vocabulary in {source}; name its file whenever the run is used: "
+            f"modalities.{stream}.vocabulary=FILE",
+            markup=False,
+            soft_wrap=True,
+        )
     console.print(f"{done.family}: run in {done.folder}")
 
 

@@ -126,7 +126,8 @@ class Task(ABC):
             base: the pre-training recipe, vocabularies located.
             start: run whose weights are taken; empty trains the same from scratch.
         """
-        streams = self.streams(base)
+        streams, objectives = self.streams(base), dict(self.objectives(base))
+        asked = frozenset(t for o in objectives.values() for t in o.asks)
         component = self.component(base)
         mixture = {self.kind: replace(component, reader=self.reading(base, component.reader))}
         if self.dev:
@@ -141,11 +142,12 @@ class Task(ABC):
         return replace(
             base,
             name=f"{base.name}-{self.kind}",
-            modalities={s: base.modalities[s] for s in streams},
+            # the task's shards need not have what pre-training alone predicted
+            modalities={s: base.modalities[s].asked(asked) for s in streams},
             plan=base.plan.restricted(streams),
             tied={s: o for s, o in base.tied.items() if s in streams and o in streams},
             marked=tuple(s for s in base.marked if s in streams),
-            objectives=dict(self.objectives(base)),
+            objectives=objectives,
             mixture=mixture,
             # stages and pauses of pre-training speak of components that are not here
             phases=(),

@@ -200,20 +200,46 @@ def modern(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 def text_of(config: Mapping[str, Any], folder: Path) -> Text:
     """The text stream: word pieces, positions and two segments; the vocabulary is the folder's."""
-    settings = folder / "tokenizer_config.json"
-    lower = True
-    if settings.is_file():
-        lower = json.loads(settings.read_text("utf-8")).get("do_lower_case", True)
-    layout: Layout = "wordpiece" if lower else "wordpiece-cased"
     files = [p for p in (folder / "vocab.txt", folder / "tokenizer.json") if p.is_file()]
     return Text(
         vocabulary=str(files[0].resolve()) if files else "vocab.txt",
-        layout=layout,
+        layout=layout_of(folder),
         size=config["vocab_size"],
         limit=config["max_position_embeddings"],
         segments=config["type_vocab_size"],
         dropout=config["hidden_dropout_prob"],
     )
+
+
+def layout_of(folder: Path) -> Layout:
+    """Whether case is kept, as the tokenizer's settings say, or else ``tokenizer.json`` itself.
+
+    Raises:
+        ValueError: they ask for words to be cut in a way that is not known here.
+    """
+    told: dict[str, Any] = {}
+    pieces, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if pieces.is_file():
+        normal = json.loads(pieces.read_text("utf-8")).get("normalizer") or {}
+        names = ("lowercase", "strip_accents", "handle_chinese_chars")
+        told = dict(zip(_SETTINGS, map(normal.get, names), strict=True))
+    if settings.is_file():
+        told |= json.loads(settings.read_text("utf-8"))
+    told = {k: v for k, v in told.items() if v is not None}
+    lower = bool(told.get("do_lower_case", True))
+    if told.get("tokenizer_class") == "BertJapaneseTokenizer":
+        raise ValueError(f"{settings.name}: words that MeCab cuts are not known here")
+    for key, known in zip(_SETTINGS[1:], (lower, True), strict=True):
+        if told.get(key, known) != known:
+            raise ValueError(
+                f"{settings.name}: {key}: {told[key]} with do_lower_case: {lower} is not known "
+                f"here, only {known}; set it so there if its words may be cut otherwise"
+            )
+    return "wordpiece" if lower else "wordpiece-cased"
+
+
+#: Settings of a tokenizer that change how words are cut.
+_SETTINGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 
 
 def plan_of(config: Mapping[str, Any], streams: tuple[str, ...] = (TEXT,)) -> Plan:

@@ -56,6 +56,7 @@ class Report:
     family: str
     fresh: tuple[str, ...] = ()  #: our weights that the checkpoint has not; they start afresh
     left_out: tuple[str, ...] = ()  #: weights that have no counterpart on the other side
+    wordless: tuple[str, ...] = ()  #: streams whose vocabulary the checkpoint does not bring along
 
 
 def families() -> dict[str, Family]:
@@ -108,8 +109,17 @@ def import_checkpoint(source: str, out: Path, assignments: Sequence[str] = ()) -
     model.load_state_dict(ours, strict=False)
     prepare_folder(out, recipe)
     _save(model.state_dict(), out / WEIGHTS)
-    left_out = [n for n in weights.unused() if not n.endswith("position_ids")]
-    return Report(out, name, tuple(sorted(set(own) - set(ours))), tuple(left_out))
+    return Report(
+        out,
+        name,
+        fresh=tuple(sorted(set(own) - set(ours))),
+        left_out=tuple(n for n in weights.unused() if not n.endswith("position_ids")),
+        wordless=tuple(
+            stream
+            for stream, modality in recipe.modalities.items()
+            if getattr(modality, "vocabulary", "") and not (out / f"{stream}.model").is_file()
+        ),
+    )
 
 
 def locate(source: str) -> Path:
@@ -182,13 +192,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         known = ("model", "open_clip_model", "open_clip_pytorch_model")
         files = [f for n in known if (f := folder / f"{n}.safetensors").is_file()][:1]
     if not files:
-        pickled = next((p.name for e in ("bin", "pt", "pth") for p in folder.glob(f"*.{e}")), "")
-        if pickled:
-            raise ValueError(
-                f"{folder}: only pickled weights ({pickled}), which may run code; convert them "
-                "where you trust them: AutoModel.from_pretrained(DIR).save_pretrained(OUT)"
-            )
-        raise ValueError(f"{folder}: no model.safetensors")
+        raise ValueError(f"{folder}: {_without(folder)}")
     weights: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -196,6 +200,39 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{file}: cannot be read ({error})") from None
     return weights
+
+
+def _without(folder: Path) -> str:
+    """What is wrong with a checkpoint that has no safetensors, and how to come by them.
+
+    The class that converts is the checkpoint's own: any other would lose its heads.
+    """
+    from crossloom.interop import open_clip
+
+    pickled = next((p.name for e in ("bin", "pt", "pth") for p in folder.glob(f"*.{e}")), "")
+    # of the Hub pickles are not even fetched
+    said = (
+        f"only pickled weights ({pickled}), which may run code; convert them where you trust them: "
+        if pickled
+        else "no model.safetensors; if there are pickled weights (they are never fetched), convert "
+        "them where you trust them: "
+    )
+    try:
+        config = read_config(folder)
+    except ValueError:
+        config = {}
+    if config.get("model_type") in open_clip.MODEL_TYPES:
+        return said + (
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
+            f"DIR + '/{open_clip.WEIGHTS}')"
+        )
+    model = next(iter(config.get("architectures") or ()), "AutoModelForPreTraining")
+    if pickled:
+        return f"{said}transformers.{model}.from_pretrained(DIR).save_pretrained(DIR)"
+    return (
+        f"{said}transformers.{model}.from_pretrained(ID).save_pretrained(DIR), and AutoTokenizer "
+        "likewise for the vocabulary"
+    )
 
 
 def _family_of(config: Mapping[str, Any], folder: Path) -> tuple[str, Family]:

@@ -14,6 +14,7 @@ takes row 0 of their tables for padding); here they are trained.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,11 +140,21 @@ def _objectives(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dic
         found["answers"] = Classify(
             view=view,
             label="answers",
-            classes=tuple(map(str, range(config["num_qa_labels"]))),
+            classes=_answers(config),
+            count=config["num_qa_labels"],
             pooled=(TEXT,),
             shares="match" if "match" in found else "",
         )
     return found
+
+
+def _answers(config: Mapping[str, Any]) -> tuple[str, ...] | str:
+    """Names of the answers, where they are told; else the file that must list them in order."""
+    told = {int(n): str(name) for n, name in (config.get("id2label") or {}).items()}
+    known = sorted(told) == list(range(config["num_qa_labels"]))
+    if not known or any(name == f"LABEL_{n}" for n, name in told.items()):
+        return "answers.txt"
+    return tuple(told[n] for n in sorted(told))
 
 
 def _plan(text: str, image: str, counts: tuple[int, ...], like: Plan) -> Plan:
@@ -184,12 +195,17 @@ def write(
         "visual_pos_dim": regions.box,
         "num_object_labels": regions.classes,
         "num_attr_labels": regions.attributes,
-        "num_qa_labels": len(answers.names()) if isinstance(answers, Classify) else 0,
+        "num_qa_labels": 0,
         "task_qa": "answers" in heads,
         "task_obj_predict": any(t in heads for t in _REGIONS),
         **{f"visual_{name}_loss": target in heads for target, name in _REGIONS.items()},
     }
     del config["layer_norm_eps"]
+    if isinstance(answers, Classify):
+        config["num_qa_labels"] = answers.count or len(answers.names())
+        # of a list that is not here, or not this one, they stay as nameless as they came
+        with suppress(ValueError):
+            config["id2label"] = dict(enumerate(answers.names()))
     asked = replace(
         regions_of(config), field=regions.field, limit=regions.limit, overlap=regions.overlap,
         dropout=regions.dropout,

@@ -62,6 +62,17 @@ def read(
         ValueError: something in it has no counterpart here.
     """
     config = {**DEFAULTS, **config}
+    if str(config.get("tokenizer_class", "")).startswith("MBart50"):
+        raise ValueError(
+            "config.json: tokenizer_class: MBart50Tokenizer (52 languages, whose token comes first "
+            "on both sides) is not known here, only mBART's, of 25"
+        )
+    if "final_logits_bias" not in weights:
+        raise ValueError(
+            "weights: no 'final_logits_bias'; of mBART an MBartForConditionalGeneration is read, "
+            "and what has no such head is made one by "
+            "transformers.MBartForConditionalGeneration.from_pretrained(DIR).save_pretrained(DIR)"
+        )
     for part in ("ffn_dim", "attention_heads"):
         if config[f"encoder_{part}"] != config[f"decoder_{part}"]:
             raise ValueError(f"config.json: {part} differs between encoder and decoder")

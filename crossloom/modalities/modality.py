@@ -123,6 +123,16 @@ class Modality(ABC):
         """The targets on offer, by name; they are keys of ``Units.targets``."""
         return {}
 
+    def asked(self, targets: frozenset[str]) -> Modality:
+        """The same modality without targets that nobody asks for, nor their arrays.
+
+        What is embedded stays as it is. The default is the modality itself.
+
+        Args:
+            targets: by name, those that are asked for; some may be other streams'.
+        """
+        return self
+
     swapped: ClassVar[tuple[str, ...]] = ()
     """Content that swapped units take from a random unit of another example of the micro-batch,
     for continuous modalities (LXMERT's regions); by name."""

@@ -331,6 +331,16 @@ class Regions(Modality):
             offer["attribute"] = Target(dim=self.attributes, form="index", trusted=True)
         return offer
 
+    def asked(self, targets: frozenset[str]) -> Regions:
+        """Without classes, names and attributes, unless they are asked for or shown."""
+        classes = self.chances or targets & {"class", "classes", "token"}
+        return dataclasses.replace(
+            self,
+            classes=self.classes if classes else 0,
+            names=self.names if "token" in targets else None,
+            attributes=self.attributes if "attribute" in targets else 0,
+        )
+
     def embedder(self, width: int) -> RegionEmbedder:
         """Linear layers for feature and box, joined and normed as the fields say."""
         return RegionEmbedder(self, width)

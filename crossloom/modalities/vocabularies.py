@@ -95,6 +95,12 @@ class Vocabulary:
         try:
             self.processor.LoadFromSerializedProto(data)
         except RuntimeError as error:
+            # a run keeps the vocabulary of every layout under one name
+            if b"[CLS]" in data:
+                raise ValueError(
+                    f"{path}: a WordPiece vocabulary, and layout is {layout}; set "
+                    "modalities.<stream>.layout=wordpiece (wordpiece-cased where case is kept)"
+                ) from None
             raise ValueError(f"{path}: not a SentencePiece model ({error})") from None
         model = self.processor
         pieces = [model.IdToPiece(i) for i in range(model.GetPieceSize())]

@@ -76,6 +76,25 @@ def transplant(
         source, target: the plans.
         streams: by the target's stream, the source's that it takes after.
     """
+    taken: dict[str, Tensor] = {}
+    for mine, name in counterparts(own, source, target, streams):
+        if name in weights and mine not in taken:
+            value = _fit(weights[name], own[mine], rows=mine.endswith(".position.weight"))
+            if value is not None:
+                taken[mine] = value
+    return taken
+
+
+def counterparts(
+    own: Mapping[str, Tensor], source: Plan, target: Plan, streams: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """Names of the target's weights, each with the source's that plays its part.
+
+    Args:
+        own: of the target, by name.
+        source, target: the plans.
+        streams: by the target's stream, the source's that it takes after.
+    """
     pairs = list(_embedders(own, streams))
     if source.norm == target.norm:
         for stream, before in streams.items():
@@ -90,13 +109,7 @@ def transplant(
             into = "shared" if target.last == "shared" else stream
             name = "shared" if source.last == "shared" else before
             pairs += [(f"fusion.last.{into}.{k}", f"fusion.last.{name}.{k}") for k in _KINDS]
-    taken: dict[str, Tensor] = {}
-    for mine, name in pairs:
-        if mine in own and name in weights and mine not in taken:
-            value = _fit(weights[name], own[mine], rows=mine.endswith(".position.weight"))
-            if value is not None:
-                taken[mine] = value
-    return taken
+    return [(mine, name) for mine, name in pairs if mine in own]
 
 
 _KINDS = ("weight", "bias")

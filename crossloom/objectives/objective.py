@@ -123,6 +123,12 @@ class Objective(ABC):
         return ""
 
     @property
+    def asks(self) -> frozenset[str]:
+        """The targets that its aims and its view ask of streams, by name."""
+        asked = {getattr(self, "target", ""), *(h.permute for h in self.view.hide.values())}
+        return frozenset(asked - {""})
+
+    @property
     def depth(self) -> int:
         """The layer whose states are scored, counted from 1; 0 for the last."""
         return 0

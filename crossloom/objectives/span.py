@@ -52,6 +52,11 @@ class Span(Objective):
     passage: int = 1
     """The passage that is searched: 1 is the second, after the question."""
 
+    @property
+    def asks(self) -> frozenset[str]:
+        """Which characters of the text each unit stands for."""
+        return super().asks | {"characters"}
+
     def aim(self, shown: Shown) -> Aim:
         """One slot: first and last unit of the answer, ``[1, 2]`` int64."""
         characters = shown.units[self.stream].targets["characters"]

@@ -63,6 +63,11 @@ class Tag(Objective):
         """
         return listed(self.classes) if isinstance(self.classes, str) else self.classes
 
+    @property
+    def asks(self) -> frozenset[str]:
+        """Which characters of the text each unit stands for."""
+        return super().asks | {"characters"}
+
     def aim(self, shown: Shown) -> Aim:
         """A slot for each word: the number of its class, int64."""
         units = shown.units[self.stream]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from crossloom.models.model import CrossloomModel
 from crossloom.models.plan import Plan
-from crossloom.models.start import transplant
+from crossloom.models.start import counterparts, transplant
 from crossloom.training.checkpoint import write_atomically
 from crossloom.training.heads import Weights, carry, other_classes
 from crossloom.training.recipe import Recipe
@@ -28,13 +28,17 @@ class Started:
     taken: tuple[str, ...]  #: the model's weights that are the source's now
     fresh: tuple[str, ...]  #: the model's weights that keep their initial values
     unused: tuple[str, ...]  #: the source's weights that no name of the model's was found for
+    misfits: tuple[str, ...] = ()  #: of the fresh, what the source has in another shape; with both
 
     def save(self, path: Path) -> None:
         """As JSON, for people."""
         write_atomically(path, json.dumps(vars(self), indent=1) + "\n")
 
     def __str__(self) -> str:
-        return f"{len(self.taken)} weights from {self.source}; {len(self.fresh)} start afresh"
+        said = f"{len(self.taken)} weights from {self.source}; {len(self.fresh)} start afresh"
+        if not self.misfits:
+            return said
+        return f"{said}, of them {len(self.misfits)} for their shape, as {self.misfits[0]}"
 
 
 def start(model: CrossloomModel, recipe: Recipe) -> Started:
@@ -52,6 +56,7 @@ def start(model: CrossloomModel, recipe: Recipe) -> Started:
     """
     weights, _ = load_weights(recipe.start)
     own = model.state_dict()
+    pairs = [(k, k) for k in own]
     before = open_run(recipe.start) if (Path(recipe.start) / RECIPE).is_file() else None
     barred = _other_words(recipe, before)
     strange = barred | other_classes(recipe, before)
@@ -64,7 +69,10 @@ def start(model: CrossloomModel, recipe: Recipe) -> Started:
     if before is not None:
         if not same_layers(before.plan, recipe.plan):
             taken = {k: v for k, v in taken.items() if not k.startswith("fusion.")}
-        moved = transplant(weights, own, before.plan, recipe.plan, _alike(recipe, before))
+            pairs = [(k, k) for k in own if not k.startswith("fusion.")]
+        alike = _alike(recipe, before)
+        pairs += counterparts(own, before.plan, recipe.plan, alike)
+        moved = transplant(weights, own, before.plan, recipe.plan, alike)
         taken = {k: v for k, v in moved.items() if k not in barred} | taken
         found, rows = carry(recipe, before, Weights(own, weights, taken))
         taken |= found
@@ -76,13 +84,20 @@ def start(model: CrossloomModel, recipe: Recipe) -> Started:
     model.load_state_dict(taken, strict=False)
     if late:
         model.catch_up()
+    known = taken.keys() | strange
+    misfits = {
+        mine: f"{mine} ({list(own[mine].shape)} here, {list(weights[name].shape)} there)"
+        for mine, name in pairs
+        if name in weights and mine not in known and weights[name].shape != own[mine].shape
+    }
     used = {id(v) for v in taken.values()}
-    known = taken.keys() | rows
+    given = taken.keys() | rows
     return Started(
         source=recipe.start,
         taken=tuple(sorted(taken)),
         fresh=tuple(sorted(set(own) - set(taken))),
-        unused=tuple(sorted(k for k, v in weights.items() if id(v) not in used and k not in known)),
+        unused=tuple(sorted(k for k, v in weights.items() if id(v) not in used and k not in given)),
+        misfits=tuple(misfits.values()),
     )
 
 

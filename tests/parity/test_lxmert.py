@@ -1,5 +1,8 @@
 """LXMERT of ``transformers``: states, every loss, gradients, and back again."""
 
+import json
+from dataclasses import replace
+
 import bert_family as family
 import numpy as np
 import pytest
@@ -130,6 +133,27 @@ def test_the_round_trip_is_exact(tmp_path, name, settings):
     if not config["task_obj_predict"]:
         config |= dict.fromkeys([k for k in config if k.endswith("_loss")], False)
     family.check_written(lxmert, cls, config, weights, recipe, model, tmp_path / "out")
+
+
+def test_answers_keep_their_names(tmp_path):
+    """Those of numbers would be right for "2" and "3", whatever their class stands for."""
+    folder = tmp_path / "nameless"
+    _, _, recipe, model = family.imported(
+        lxmert, reference(transformers.LxmertForPreTraining), folder
+    )
+    answers = recipe.objectives["answers"]
+    assert (answers.classes, answers.count) == ("answers.txt", 7)
+    assert "id2label" not in lxmert.write(recipe, model.state_dict())[0]
+    names = ("yes", "no", "2", "red", "blue", "left", "right")
+    (tmp_path / "answers.txt").write_text("\n".join(names) + "\n")
+    listed = replace(answers, classes=str(tmp_path / "answers.txt"))
+    named = replace(recipe, objectives={**recipe.objectives, "answers": listed})
+    config, weights = lxmert.write(named, model.state_dict())
+    theirs = transformers.LxmertConfig(**config)
+    assert theirs.id2label == dict(enumerate(names))
+    for told in (theirs.to_dict(), json.loads(json.dumps(config))):
+        found, _ = lxmert.read(told, weights, folder)
+        assert found.objectives["answers"].classes == names
 
 
 def test_the_published_size_has_as_many_parameters(tmp_path):

@@ -191,12 +191,23 @@ def cut(row):
         ({"decoder_ffn_dim": 32}, "ffn_dim differs"),
         ({"activation_function": "silu"}, "hidden_act: silu"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ({"tokenizer_class": "MBart50Tokenizer"}, "MBart50Tokenizer .* of 25"),
     ],
 )
 def test_what_has_no_counterpart_is_said(tmp_path, setting, words):
     reference = small()
     with pytest.raises(ValueError, match=words):
         mbart.read(reference.config.to_dict() | setting, reference.state_dict(), tmp_path)
+
+
+def test_a_bare_model_says_what_makes_it_whole(tmp_path):
+    reference = small().model
+    reference.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"MBartForConditionalGeneration\.from_pretrained"):
+        mbart.read(reference.config.to_dict(), reference.state_dict(), tmp_path)
+    whole = transformers.MBartForConditionalGeneration.from_pretrained(tmp_path)
+    _, ours = mbart.read(reference.config.to_dict(), whole.state_dict(), tmp_path)
+    assert torch.equal(ours["embed.text.token.weight"], reference.shared.weight)
 
 
 def test_sides_that_share_more_are_not_written(tmp_path):

@@ -31,7 +31,13 @@ from crossloom.training.environment import start
 from crossloom.training.loop import train
 from crossloom.training.meters import read_journal
 from crossloom.training.recipe import Pace, Phase, RecipeError, load_recipe
-from crossloom.training.run import load_weights, make_model, open_run, start_from
+from crossloom.training.run import (
+    load_weights,
+    make_model,
+    open_run,
+    prepare_folder,
+    start_from,
+)
 from crossloom.units import BadSample, keyed_rng, make_units
 
 ENGLISH = "languages=[en]"
@@ -490,6 +496,19 @@ def test_stages_of_pre_training_do_not_hinder(base):
     selecting = make_task("snli-ve", ["dev=dev-*.tar"])[0].recipe(staged, "")
     assert (selecting.select, selecting.held_every, selecting.ema) == ("dev/snli-ve", 100, 0)
     assert {n: c.weight for n, c in selecting.mixture.items()} == {"snli-ve": 1, "dev": 0}
+
+
+def test_what_pre_training_alone_predicted_need_not_be_in_the_shards(base, tmp_path):
+    """The world's regions have no attributes, which LXMERT's predict."""
+    recipe = open_run(base)
+    image = replace(recipe.modalities["image"], attributes=5)
+    recipe = replace(recipe, modalities={**recipe.modalities, "image": image})
+    prepare_folder(tmp_path / "lxmert", recipe)
+    settings = (ENGLISH, "steps=2", "examples=4", "workers=0")
+    made = finetune(
+        "vqa", tmp_path / "lxmert", tmp_path / "out", start("cpu"), settings, scratch=True
+    )
+    assert made.modalities["image"] == replace(image, attributes=0, classes=0)
 
 
 def test_retrieval_goes_on_with_the_heads_there_are(base):

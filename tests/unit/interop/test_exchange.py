@@ -166,9 +166,18 @@ def test_what_cannot_be_read_says_what_to_do(published, tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(ValueError, match=r"pickled weights \(pytorch_model.bin\).*save_pretrained"):
         read_weights(tmp_path)
-    (tmp_path / "pytorch_model.bin").unlink()
-    with pytest.raises(ValueError, match=r"no model\.safetensors"):
+    # by its own class: AutoModel would leave out what predicts
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "bert", "architectures": ["BertForPreTraining"]}'
+    )
+    with pytest.raises(ValueError, match=r"s\.BertForPreTraining\.from_.*\(DIR\)\.save_.*\(DIR\)$"):
         read_weights(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    with pytest.raises(
+        ValueError, match=r"no model\.safetensors; .*BertForPreTraining.*vocabulary"
+    ):
+        read_weights(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt9"}')
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ValueError, match="cannot be read"):
         read_weights(tmp_path)
@@ -183,6 +192,75 @@ def test_what_cannot_be_read_says_what_to_do(published, tmp_path):
     with pytest.raises(ValueError, match=r"no 'text_model.encoder.layers.1"):
         import_checkpoint(str(tmp_path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_pickled_towers_are_converted_under_their_own_name(tmp_path):
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {}}')
+    (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(ValueError, match=r"save_file\(torch\.load.*/open_clip_model\.safetensors'"):
+        read_weights(tmp_path)
+
+
+def test_a_vocabulary_that_is_not_there_is_told_at_once(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = BertConfig(vocab_size=6, num_attention_heads=2, max_position_embeddings=8, **size)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    result = command("import", tmp_path / "bert", "--out", tmp_path / "without")
+    assert result.exit_code == 0, result.output
+    assert "text: no vocabulary in" in result.output
+    assert "modalities.text.vocabulary=FILE" in result.output
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dog"]
+    (tmp_path / "bert" / "vocab.txt").write_text("\n".join(words) + "\n")
+    result = command("import", tmp_path / "bert", "--out", tmp_path / "with")
+    assert "no vocabulary" not in result.output
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_case_is_read_from_wherever_it_is_told(tmp_path, lower):
+    """A ``tokenizer.json`` saved by itself has no setting of that name beside it."""
+    import transformers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    from crossloom.interop.bert import layout_of
+    from crossloom.modalities.vocabularies import vocabulary
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "A", "a", "dog", "é", "e"]
+    made = Tokenizer(models.WordPiece({w: n for n, w in enumerate(words)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    alone = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]")
+    alone.save_pretrained(tmp_path)
+    assert "do_lower_case" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+    layout = layout_of(tmp_path)
+    assert layout == ("wordpiece" if lower else "wordpiece-cased")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = vocabulary(str(tmp_path / "tokenizer.json"), layout).encode("A dog é")
+    assert ours.tolist() == theirs("A dog é", add_special_tokens=False)["input_ids"]
+    # the settings have the last word
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": not lower}))
+    assert layout_of(tmp_path) != layout
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"do_lower_case": True, "strip_accents": False},
+        {"do_lower_case": False, "strip_accents": True},
+        {"tokenize_chinese_chars": False},
+        {"tokenizer_class": "BertJapaneseTokenizer"},
+    ],
+)
+def test_words_that_are_cut_in_another_way_are_refused(tmp_path, told):
+    from crossloom.interop.bert import layout_of
+
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: .* not known here"):
+        layout_of(tmp_path)
+    usual = {"do_lower_case": False, "strip_accents": None, "tokenize_chinese_chars": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(usual))
+    assert layout_of(tmp_path) == "wordpiece-cased"
 
 
 def test_the_hub_is_asked_only_for_ids(monkeypatch):

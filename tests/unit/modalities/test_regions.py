@@ -80,6 +80,18 @@ def test_without_classes_neither_is_asked_for():
     assert set(spec.blank().targets) == {"feature"}
 
 
+def test_targets_that_nobody_asks_for_need_no_array():
+    spec = replace(SPEC, attributes=4)
+    nothing = spec.asked(frozenset({"characters"}))
+    assert set(decode(nothing, probabilities=None).targets) == {"feature"}
+    assert nothing.embedder(8).state_dict().keys() == spec.embedder(8).state_dict().keys()
+    # each alone keeps what it is made of
+    kept = {t: spec.asked(frozenset({t})) for t in ("class", "classes", "token", "attribute")}
+    assert [(k.classes, k.attributes) for k in kept.values()] == [(3, 0), (3, 0), (3, 0), (0, 4)]
+    # and what is shown stays
+    assert replace(SPEC, chances=True).asked(frozenset()).classes == 3
+
+
 @pytest.mark.parametrize("side", [100, 1000])
 def test_overhang_is_cut_off_up_to_a_pixel_or_half_a_per_cent(side):
     size = np.array([side, side])

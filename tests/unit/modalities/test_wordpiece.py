@@ -143,6 +143,12 @@ def test_what_is_no_vocabulary_is_said(tmp_path, content, words):
     assert str(file) in str(found.value)
 
 
+@pytest.mark.parametrize("layout", ["own", "xlm-r"])
+def test_word_pieces_under_another_layout_name_the_one_to_set(path, layout):
+    with pytest.raises(ValueError, match=rf"a WordPiece .* layout is {layout}; set .*=wordpiece"):
+        vocabulary(str(path), layout)
+
+
 def test_a_model_of_known_size_needs_no_file(tmp_path, path):
     text = Text(vocabulary=str(tmp_path / "none"), layout="wordpiece", size=500, segments=2)
     assert text.predictable()["token"].dim == 500

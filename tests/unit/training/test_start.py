@@ -247,6 +247,23 @@ def test_norms_before_and_after_are_not_mixed(base, tmp_path):
     assert "embed.text.token.weight" in report.taken
 
 
+def test_what_does_not_fit_is_told_with_both_shapes(base, tmp_path):
+    """Attention fits, the feed-forward of another width does not; what is new is no misfit."""
+    saved(textual(base), tmp_path / "bert")
+    wider = paired(base, single_stream(STREAMS, layers=1, hidden=40, **SIZE), tmp_path / "bert")
+    _, _, report = started(wider)
+    names = [f"fusion.layers.0.blocks.1.{k}" for k in ("up.shared.weight", "up.shared.bias")]
+    assert report.misfits[:2] == (
+        f"{names[0]} ([40, 24] here, [96, 24] there)",
+        f"{names[1]} ([40] here, [96] there)",
+    )
+    assert [m.split()[0] for m in report.misfits[2:]] == [names[0].replace("up", "down")]
+    assert {m.split()[0] for m in report.misfits} < set(report.fresh)
+    assert str(report).endswith(f"start afresh, of them 3 for their shape, as {report.misfits[0]}")
+    same = paired(base, single_stream(STREAMS, layers=1, **SIZE), tmp_path / "bert")
+    assert str(started(same)[2]).endswith("start afresh")
+
+
 def test_position_tables_of_other_lengths_give_their_first_rows(base, tmp_path):
     short = replace(base.modalities["text"], limit=base.modalities["text"].limit // 2)
     small = replace(textual(base), modalities={"text": short})
