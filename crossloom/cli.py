@@ -341,11 +341,14 @@ def evaluate(
     device: Device = "",
 ) -> None:
     """Evaluate a run on a task and write RUN/results/TASK.json."""
+    from collections import Counter
+
     from crossloom.evaluation import finetune as tuning
     from crossloom.evaluation.metrics import tables
     from crossloom.evaluation.report import lookup
     from crossloom.plugins import find
     from crossloom.training.environment import start
+    from crossloom.training.quarantine import said
 
     with counting(f"evaluate {task}") as watch:
         result = tuning.evaluate(task, run, start(device), assignments or [], watch=watch)
@@ -363,7 +366,12 @@ def evaluate(
     if result.earlier:
         console.print(f"the result that was there was scored otherwise: it is in {result.earlier}")
     if result.defects:
-        console.print(f"{len(result.defects)} bad samples, listed in {run}/results/{task}.json")
+        first = result.defects[0]
+        console.print(
+            f"{said(Counter(d.kind for d in result.defects))}: samples that could not be used, "
+            f"listed in {run}/results/{task}.json; the first: {first.shard}: {first.key}: "
+            f"{first.message}"
+        )
 
 
 @app.command("import")

@@ -332,6 +332,8 @@ class _Run:
         self.saver.finish()
         if step > first:
             self._check_saved(step)
+        if step == recipe.steps:
+            self.badness.end()
         if environment.main and step == recipe.steps:
             self._finish(step)
         environment.barrier()

@@ -61,19 +61,32 @@ class Badness:
         self.total, self.seen, self._new = self.total + int(bad), self.seen + int(seen), [0.0, 0.0]
         if not bad:
             return
-        here = f"the last here: {self.last.shard}: {self.last.key}: {self.last.message}" if (
-            self.last
-        ) else "met by another process"  # fmt: skip
-        kinds = said(self.kinds)
-        advice = f"{kinds}; {here}; see quarantine.jsonl and `crossloom shards check`"
         if ended:
             count = max(self._most, self.recipe.bad_in_a_row + 1)
             raise RunError(f"{count} bad samples in a row (bad_in_a_row allows "
-                           f"{self.recipe.bad_in_a_row}); {advice}")  # fmt: skip
+                           f"{self.recipe.bad_in_a_row}); {self._advice()}")  # fmt: skip
         total = self.total + len(self.shards)
         if self.seen >= _ENOUGH and total > self.recipe.bad_share * self.seen:
             raise RunError(f"{total} of {self.seen} samples are bad (bad_share allows "
-                           f"{self.recipe.bad_share:.1%}); {advice}")  # fmt: skip
+                           f"{self.recipe.bad_share:.1%}); {self._advice()}")  # fmt: skip
+
+    def end(self) -> None:
+        """At the end of a run, however short.
+
+        Raises:
+            RunError: nothing was trained on.
+        """
+        if self.seen and self.total == self.seen:
+            raise RunError(
+                f"none of the {self.seen} samples met could be used, so nothing was learned; "
+                + self._advice()
+            )
+
+    def _advice(self) -> str:
+        here = "met by another process"
+        if self.last:
+            here = f"the last here: {self.last.shard}: {self.last.key}: {self.last.message}"
+        return f"{said(self.kinds)}; {here}; see quarantine.jsonl and `crossloom shards check`"
 
     def all_kinds(self, others: Iterable[Mapping[str, int]]) -> dict[str, int]:
         """Counts by kind over all processes and shards; ``others`` has each process's."""

@@ -245,11 +245,15 @@ def test_examples_without_answers_are_said_to_be_unscored(pretrained, world, tmp
             body = json.loads(members["json"])
             body["questions"] = [q | {"answers": {}} for q in body["questions"]]
             writer.write(str(number), members | {"json": body})
+        del members["regions.npz"]
+        writer.write("blind", members | {"json": body})
     code, _, said = run(
         "evaluate", "vqa", "--from", tmp_path / "vqa", f"data={tmp_path}", "test=*.tar"
     )
     assert code == 0, said
     assert "nothing was scored" in said
+    lost = r"\d+ missing member: samples that could not be used, .* first: .*tar: blind: no regions"
+    assert re.search(lost, " ".join(said.split())), said
 
 
 @pytest.mark.parametrize("task", ["vqa", "retrieval"])

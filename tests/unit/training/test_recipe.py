@@ -221,6 +221,18 @@ def test_bad_samples_end_the_run_only_past_the_limits(recipe):
         meet(badness, 90, 10)
 
 
+def test_a_short_run_without_a_good_sample_fails(recipe):
+    badness = Badness(recipe)
+    badness.end()  # nothing to do is no failure
+    meet(badness, 0, 3)
+    with pytest.raises(
+        RunError, match=r"none of the 3 samples met .* 3 kind; .*a\.tar: k: message"
+    ):
+        badness.end()
+    meet(badness, 1, 0)
+    badness.end()
+
+
 def test_a_resumed_run_goes_on_counting(world):
     recipe = replace(tiny_recipe(world).located(), bad_in_a_row=5, bad_share=1.0)
     badness = Badness(recipe)
