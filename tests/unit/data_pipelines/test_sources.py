@@ -54,6 +54,7 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "refcoco": ("refcoco", vision.refcoco),
     "visual7w": ("visual7w", vision.visual7w),
     "guesswhat": ("guesswhat", vision.guesswhat),
+    "vcr": ("vcr", vision.vcr),
     "conceptual-captions": ("conceptual_captions", vision.img2dataset),
     "conceptual-captions-files": (
         "conceptual_captions",
