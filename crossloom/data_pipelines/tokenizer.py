@@ -26,7 +26,7 @@ _TEXTS = (
 
 
 def texts_of(content: Any, language: str = "") -> Iterator[tuple[str, str]]:
-    """All (language, text) of a sample's json: texts, questions, pairs, spans, choices, expressions."""
+    """All (language, text) of a sample's json: captions, questions, pairs, choices, expressions."""
     for name in _TEXTS:
         value = content.get(name)
         for code, some in value.items() if isinstance(value, dict) else ():

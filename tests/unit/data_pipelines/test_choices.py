@@ -112,8 +112,8 @@ def test_names_refer_to_the_regions_of_their_boxes(tmp_path):
     assert [(text.text[a:b], n) for a, b, n in text.refers] == [("Riley", 0), ("car", 1)]
     # numbers of boxes are no numbers of regions: unlinked, nothing is referred to
     assert read(Choices(), 0)[0]["text"][0].refers == ()
+    fewer = {**CONTENT, "boxes": BOXES[:1]}
     with pytest.raises(BadSample, match="refer to a box that is not in 1"):
-        fewer = {**CONTENT, "boxes": BOXES[:1]}
         read(Choices(links=Links()), 0, fewer, **{"regions.npz": regions})
 
 
