@@ -65,7 +65,7 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "xgqa": ("xgqa", vision.xgqa),
 }
 FIELDS = {"id", "size", "parallel", "texts", "questions", "pairs", "boxes", "refers", "spans"}
-FIELDS |= {"label", "tags"}
+FIELDS |= {"label", "tags", "choices"}
 FIELDS |= {"speaker"}
 LABELS = {"entailment", "neutral", "contradiction", "paraphrase", "other"}
 PICTURES = {"jpg", "png", "0.jpg", "1.jpg", "0.png", "1.png"}
@@ -118,6 +118,21 @@ def test_samples_have_the_common_form(source: tuple[str, Path], tmp_path: Path) 
                 assert pair["label"] in truth
                 assert set(pair.get("premise", pair["hypothesis"])) == set(pair["hypothesis"])
                 assert all(pair["hypothesis"].values())
+            for choice in content.get("choices", ()):
+                for what in ("answer", "rationale"):
+                    assert choice[what] in range(len(choice[f"{what}s"]["en"]))
+                told = choice["refers"]["en"]
+                for text, some in (
+                    (choice["question"]["en"], told["question"]),
+                    *zip(choice["answers"]["en"], told["answers"], strict=True),
+                    *zip(choice["rationales"]["en"], told["rationales"], strict=True),
+                ):
+                    assert text
+                    for begin, end, box in some:
+                        # a box's label, or the name of a person
+                        assert text[begin:end] == content["boxes"][box]["label"] or text[
+                            begin:end
+                        ] in ("Casey", "Riley")
             for refer in content.get("refers", ()):
                 assert set(refer) == {"id", "text", "box"}
                 assert all(refer["text"].values())
