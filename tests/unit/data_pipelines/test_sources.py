@@ -122,17 +122,15 @@ def test_samples_have_the_common_form(source: tuple[str, Path], tmp_path: Path) 
                 for what in ("answer", "rationale"):
                     assert choice[what] in range(len(choice[f"{what}s"]["en"]))
                 told = choice["refers"]["en"]
-                for text, some in (
-                    (choice["question"]["en"], told["question"]),
-                    *zip(choice["answers"]["en"], told["answers"], strict=True),
-                    *zip(choice["rationales"]["en"], told["rationales"], strict=True),
-                ):
-                    assert text
+                said = [(choice["question"]["en"], told["question"])]
+                for what in ("answers", "rationales"):
+                    said += zip(choice[what]["en"], told[what], strict=True)
+                for words, some in said:
+                    assert words
                     for begin, end, box in some:
-                        # a box's label, or the name of a person
-                        assert text[begin:end] == content["boxes"][box]["label"] or text[
-                            begin:end
-                        ] in ("Casey", "Riley")
+                        label = content["boxes"][box]["label"]
+                        called = ("Casey", "Riley") if label == "person" else (label,)
+                        assert words[begin:end] in called
             for refer in content.get("refers", ()):
                 assert set(refer) == {"id", "text", "box"}
                 assert all(refer["text"].values())
