@@ -154,7 +154,7 @@ def exhibits(
         return exhibit(shown, view, modalities, seed, ())
 
     if view.twice:
-        return first, again({s: example.units[o] for s, o in view.twice.items()})
+        return (first, *(again({s: example.units[o] for s, o in x.items()}) for x in view.places))
     if not view.against:
         return (first,)
     rivals = [o for o in others if o.sample != example.sample]

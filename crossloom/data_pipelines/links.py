@@ -80,6 +80,23 @@ class Links:
         refers = () if number < 0 else ((0, len(passage.text), int(number)),)
         return replace(passage, refers=refers)
 
+    def told(
+        self, passage: Passage, members: Mapping[str, bytes], content: Mapping[str, Any]
+    ) -> Passage:
+        """The passage, what it refers to by a box's number in the json referring to its region.
+
+        Raises:
+            BadSample: there are no regions, or they cannot be read, or there is no such box.
+        """
+        if not passage.refers:
+            return passage
+        boxes = content.get("boxes") or ()
+        if max(number for _, _, number in passage.refers) >= len(boxes):
+            raise BadSample("missing field", f"words refer to a box that is not in {len(boxes)}")
+        near = self._nearest([box["box"] for box in boxes], members, content)
+        refers = ((a, b, int(near[n])) for a, b, n in passage.refers)
+        return replace(passage, refers=tuple(x for x in refers if x[2] >= 0))
+
     def _names(
         self, members: Mapping[str, bytes], content: Mapping[str, Any]
     ) -> list[tuple[str, int]]:

@@ -129,6 +129,12 @@ def _sample(shard: Shard, number: int) -> dict[str, Any]:
             language = next(iter(span["text"]))
             answers = ", ".join(a["text"] for a in span["answers"][language])
             questions.append((span["text"][language], answers))
+        for choice in content.get("choices") or ():
+            language = next(iter(choice["question"]))
+            right = choice.get("answer")
+            offered = choice["answers"][language]
+            answers = " / ".join(offered) if right is None else offered[right]
+            questions.append((choice["question"][language], answers))
         pairs = [
             (
                 next(iter(p.get("premise", {}).values()), ""),
@@ -137,7 +143,7 @@ def _sample(shard: Shard, number: int) -> dict[str, Any]:
             )
             for p in content.get("pairs") or ()
         ]
-    except (AttributeError, KeyError, StopIteration, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, StopIteration, TypeError) as error:
         content = {"error": f"json: not in our form ({type(error).__name__}: {error})"}
     return {
         "key": entry.key,

@@ -19,11 +19,15 @@ from crossloom.units import BadSample, keyed_rng
 
 #: Bytes of a line; SentencePiece passes longer ones over (and those above 4,192, if not told).
 MOST_BYTES = 1 << 16
+#: Fields of a json that hold texts by language, or lists of them; what else they hold is no text.
+_TEXTS = (
+    "texts", "statements", "text", "premise", "hypothesis", "question", "answers", "rationales"
+)  # fmt: skip
 
 
 def texts_of(content: Any, language: str = "") -> Iterator[tuple[str, str]]:
-    """All (language, text) of a sample's json: texts, questions, pairs, spans, expressions."""
-    for name in ("texts", "statements", "text", "premise", "hypothesis"):
+    """All (language, text) of a sample's json: captions, questions, pairs, choices, expressions."""
+    for name in _TEXTS:
         value = content.get(name)
         for code, some in value.items() if isinstance(value, dict) else ():
             for text in some if isinstance(some, list) else [some]:
@@ -31,7 +35,7 @@ def texts_of(content: Any, language: str = "") -> Iterator[tuple[str, str]]:
                     yield code, text
     # where there are texts they hold the referring expressions already
     refers = () if content.get("texts") else ("refers",)
-    for name in ("questions", "pairs", "spans", *refers):
+    for name in ("questions", "pairs", "spans", "choices", *refers):
         value = content.get(name)
         for item in value if isinstance(value, list) else ():
             if isinstance(item, dict):

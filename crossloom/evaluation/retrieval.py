@@ -239,7 +239,7 @@ class Retrieval(Task):
         heads = {
             kinds[o.kind]: name
             for name, o in recipe.objectives.items()
-            if o.kind in kinds and set(o.view.streams) == streams
+            if o.kind in kinds and set(o.view.decoded) == streams
         }
         if not heads:
             raise RecipeError(

@@ -1,4 +1,4 @@
-"""Preferring what belongs together to what does not: retrieval trained by choice or by margin."""
+"""Preferring what is right to what is not: a pair to mismatched ones, an answer to the others."""
 
 from __future__ import annotations
 
@@ -23,31 +23,47 @@ from crossloom.units import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Rank(Pooled):
-    """Score an example above its rows ``against`` others (see :class:`View`).
+    """Score one row of an example above its others (see :class:`View`).
 
-    ``softmax``: cross entropy of choosing the example among all rows (ViLBERT, section 3.2 "caption
-    -based image retrieval": one of four). ``triplet``: the mean over the others of
-    ``max(0, margin + σ(other) - σ(example))`` (UNITER, ``model/itm.py``).
+    That is the first where they are shown ``against`` other examples. Where other streams of the
+    example itself take a place (``twice``: answers to choose from), ``label`` tells which is right.
+
+    ``softmax``: cross entropy of choosing the right row among all (ViLBERT, section 3.2 "caption
+    -based image retrieval", "visual commonsense reasoning": one of four). ``triplet``: the mean
+    over the others of ``max(0, margin + σ(other) - σ(right))`` (UNITER, ``model/itm.py``).
+    ``sigmoid``: the mean over all rows of the binary cross entropy of each by itself (B2T2).
 
     The score is the log-odds of a :class:`Match` head, and the parameters are named alike, so that
     what pre-training learned of matching is taken over, and either serves to evaluate.
     """
 
     kind: ClassVar[str] = "rank"
-    form: Literal["softmax", "triplet"] = "softmax"
+    form: Literal["softmax", "triplet", "sigmoid"] = "softmax"
+    label: str = ""
+    """The reader's label that numbers the right row of a view that shows some ``twice``; an example
+    whose label is None is not trained on."""
     margin: float = 0.2
     hard: int = 0
     """Train against so many of the others only, those that the model itself scores highest; the
-    view's ``against`` is then the pool that they are mined from. 0 for all."""
+    view's other rows are then the pool that they are mined from. 0 for all."""
 
     def aim(self, shown: Shown) -> Aim:
-        """One slot, where there are others to be preferred to."""
-        if not shown.rivals:
+        """The right row, where there are others that it is to be preferred to.
+
+        Raises:
+            ValueError: the label numbers no row.
+        """
+        right = shown.label(self.label) if self.label else 0 if shown.rivals else None
+        if right is None:
             return Aim(np.zeros(0, np.int64), np.zeros(0, np.int64))
-        return example_aim(np.array(0, np.int64))
+        if right not in range(self.view.rows):
+            raise ValueError(
+                f"{shown.key}: label {self.label!r} is {right!r}, of {self.view.rows} rows"
+            )
+        return example_aim(np.array(right, np.int64))
 
     def blank(self, modalities: Mapping[str, Modality]) -> Array:
-        """The first row is right, as always."""
+        """The first row is right."""
         return np.zeros(1, np.int64)
 
     def head(self, modalities: Mapping[str, Modality], widths: Mapping[str, int]) -> Head:
@@ -57,16 +73,24 @@ class Rank(Pooled):
     def check(self, modalities: Mapping[str, Modality]) -> None:
         """The view must show matching examples, and others, as many as are to be mined."""
         super().check(modalities)
-        if not self.view.against:
-            raise ValueError(f"view {self.view.name!r}: set view.against, the streams of others")
+        if self.view.rows == 1:
+            raise ValueError(
+                f"view {self.view.name!r}: set view.against, the streams of others, or view.twice, "
+                "the streams to choose from"
+            )
+        if bool(self.view.twice) != bool(self.label):
+            raise ValueError(
+                f"view {self.view.name!r}: label numbers the right one of rows that show some "
+                "streams twice; set both or neither"
+            )
         if self.view.mismatched:
             raise ValueError(
                 f"view {self.view.name!r}: drop mismatch; what is preferred to others must match"
             )
-        if not 0 <= self.hard <= len(self.view.against):
+        if not 0 <= self.hard < self.view.rows:
             raise ValueError(
                 f"hard is {self.hard}; view {self.view.name!r} shows each example against "
-                f"{len(self.view.against)} others"
+                f"{self.view.rows - 1} others"
             )
 
 
@@ -76,18 +100,31 @@ class RankHead(MatchHead):
     def __init__(self, pooler: Pooler, spec: Rank) -> None:
         super().__init__(pooler)
         self.rows, self.form = spec.view.rows, spec.form
+        self.choices = bool(spec.view.twice)
         self.margin, self.hard = spec.margin, spec.hard
 
     def forward(self, encoded: Encoded, aim: AimBatch) -> dict[str, Tensor]:
-        """Loss, and ``correct``: the example scores above all others."""
-        scores = self.predict(encoded).unflatten(0, (-1, self.rows))
+        """Loss, and ``correct``: the right row scores above all others."""
+        scores = super().predict(encoded).unflatten(0, (-1, self.rows))
         scores = scores.index_select(0, aim.index // self.rows)
-        right, wrong = scores[:, :1], scores[:, 1:]
+        place = aim.value[:, None]
+        others = torch.arange(self.rows - 1, device=scores.device)
+        right, wrong = scores.gather(1, place), scores.gather(1, others + (others >= place))
         if self.hard:
             wrong = wrong.topk(self.hard, dim=1).values
+        every = torch.cat([right, wrong], 1)
         if self.form == "softmax":
-            each = F.cross_entropy(torch.cat([right, wrong], 1), aim.value, reduction="none")
+            each = F.cross_entropy(every, torch.zeros_like(aim.value), reduction="none")
+        elif self.form == "sigmoid":
+            truth = torch.zeros_like(every)
+            truth[:, 0] = 1
+            each = F.binary_cross_entropy_with_logits(every, truth, reduction="none").mean(1)
         else:
             each = F.relu(self.margin + wrong.sigmoid() - right.sigmoid()).mean(1)
         correct = ((right > wrong).all(1) * aim.weight).sum().detach()
         return {"loss": (each * aim.weight).sum(), "correct": correct}
+
+    def predict(self, encoded: Encoded) -> Tensor:
+        """Log-odds of a match ``[E]``, or of each of the rows to choose from, ``[E, rows]``."""
+        scores = super().predict(encoded)
+        return scores.unflatten(0, (-1, self.rows)) if self.choices else scores

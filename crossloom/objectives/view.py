@@ -136,9 +136,11 @@ class View:
     unseen: tuple[str, ...] = ()
     """Streams whose hidden units no other stream reads; swapped ones and those left visible are
     read (MASS: the decoder does not read what the encoder is not shown)."""
-    twice: Mapping[str, str] = field(default_factory=dict)
+    twice: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     """Show each example a second time, with other streams in these streams' places
-    (``{image: second}``: a text with each of two pictures, the same weights for both)."""
+    (``{image: second}``: a text with each of two pictures, the same weights for both). With several
+    in one's place, it is shown once more for each: ``{text: (choice1, choice2, choice3)}`` shows a
+    picture with each of four texts."""
     against: tuple[str, ...] = ()
     """For each entry show each example once more in training, with this stream taken from another
     example: what a matching pair must be preferred to."""
@@ -162,6 +164,11 @@ class View:
             raise ValueError(f"view {self.name!r}: streams apart read themselves; drop `reads`")
         if self.twice and (self.against or self.mismatch):
             raise ValueError(f"view {self.name!r}: twice goes with neither against nor mismatch")
+        if len({len(_several(others)) for others in self.twice.values()}) > 1:
+            raise ValueError(
+                f"view {self.name!r}: twice: a row has one stream in each place; name as many in "
+                "each"
+            )
 
     def _check_across(self) -> None:
         if self.apart or self.causal or self.reads or len(self.streams) < 2:
@@ -179,12 +186,18 @@ class View:
     @property
     def rows(self) -> int:
         """How often the view shows each example, one after the other."""
-        return 2 if self.twice else 1 + len(self.against)
+        return 1 + len(self.places or self.against)
+
+    @property
+    def places(self) -> tuple[Mapping[str, str], ...]:
+        """For each row that ``twice`` adds, the stream that takes each one's place."""
+        others = zip(*map(_several, self.twice.values()), strict=True)
+        return tuple(dict(zip(self.twice, row, strict=True)) for row in others)
 
     @property
     def decoded(self) -> tuple[str, ...]:
         """All streams that examples must have for this view."""
-        return (*self.streams, *self.twice.values())
+        return (*self.streams, *(other for row in self.places for other in row.values()))
 
     @property
     def clean(self) -> View:
@@ -194,9 +207,11 @@ class View:
     @property
     def mismatched(self) -> tuple[str, ...]:
         """The streams that ``mismatch`` names."""
-        if isinstance(self.mismatch, tuple):
-            return self.mismatch
-        return (self.mismatch,) if self.mismatch else ()
+        return _several(self.mismatch) if self.mismatch else ()
+
+
+def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
 @dataclass(frozen=True)

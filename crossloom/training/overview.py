@@ -170,7 +170,7 @@ def shown(view: View) -> str:
         if stream in view.follow:
             marks.append(f"what is hidden of {view.follow[stream]}")
         if stream in view.twice:
-            marks.append(f"then {view.twice[stream]}")
+            marks.append(f"then {', '.join(row[stream] for row in view.places)}")
         if rivals := view.against.count(stream):
             marks.append(f"against {rivals} of others")
         if stream in view.causal:

@@ -53,7 +53,8 @@ class Report:
     source: str
     counts: Mapping[str, Mapping[str, int]]
     """By split: ``samples``, members (``images``, ``sounds``, ``regions``), and items of the json
-    (``texts.en``, ``questions``, ``pairs``, ``pairs.en``, ``boxes``, ``spans``, ``refers``)."""
+    (``texts.en``, ``questions``, ``pairs``, ``pairs.en``, ``boxes``, ``spans``, ``refers``,
+    ``choices``)."""
     skipped: Mapping[str, Skipped]
     """By reason."""
 

@@ -425,3 +425,37 @@ def butd(root: Path, columns: int = 6) -> Path:
     put(root / "features.tsv.0", "".join(lines[:2]))
     put(root / "features.tsv.1", lines[2])
     return root
+
+
+def vcr(root: Path) -> Path:
+    """Two images of train, with two questions and one; one of val, and one of test."""
+
+    def row(number: int, image: str, split: str, **other: Any) -> dict[str, Any]:
+        return {
+            "movie": "x", "objects": ["person", "person", "car"], "img_id": image,
+            "img_fn": f"x/{image}.a@0.jpg", "metadata_fn": f"x/{image}.a@0.json",
+            "question": ["Why", "is", [1], "near", [0, 2], "?"], "annot_id": f"{split}-{number}",
+            "answer_choices": [
+                [[1], "waits", "."], ["It", "is", "a", [2], "."], ["No", "."], ["Yes", "."],
+            ],
+            "rationale_choices": [[f"Reason  {n}", "of", [0], "."] for n in range(4)],
+            "answer_label": 1, "rationale_label": 3, **other,
+        }  # fmt: skip
+
+    kept_back = row(0, "test-0", "test")
+    for label in ("answer_label", "rationale_label"):
+        del kept_back[label]
+    put_lines(
+        root / "train.jsonl",
+        [row(0, "train-0", "train"), row(1, "train-0", "train", question=["Who", "?"]),
+         row(2, "train-1", "train")],
+    )  # fmt: skip
+    put_lines(root / "val.jsonl", [row(0, "val-0", "val", answer_label=2)])
+    put_lines(root / "test.jsonl", [kept_back])
+    boxes = [[0, 0, 3, 6, 0.9], [2, 1, 8.5, 7, 0.8], [4, 4, 6, 6, 0.7]]
+    metadata = {"boxes": boxes, "segms": [[]] * 3, "names": ["person", "person", "car"]}
+    for n, image in enumerate(("train-0", "train-1", "val-0", "test-0")):
+        place = root / f"vcr1images/x/{image}.a@0"
+        put(Path(f"{place}.jpg"), picture(grey=n))
+        put_json(Path(f"{place}.json"), {**metadata, "width": 8, "height": 8})
+    return root

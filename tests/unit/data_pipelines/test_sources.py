@@ -54,6 +54,7 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "refcoco": ("refcoco", vision.refcoco),
     "visual7w": ("visual7w", vision.visual7w),
     "guesswhat": ("guesswhat", vision.guesswhat),
+    "vcr": ("vcr", vision.vcr),
     "conceptual-captions": ("conceptual_captions", vision.img2dataset),
     "conceptual-captions-files": (
         "conceptual_captions",
@@ -64,7 +65,7 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "xgqa": ("xgqa", vision.xgqa),
 }
 FIELDS = {"id", "size", "parallel", "texts", "questions", "pairs", "boxes", "refers", "spans"}
-FIELDS |= {"label", "tags"}
+FIELDS |= {"label", "tags", "choices"}
 FIELDS |= {"speaker"}
 LABELS = {"entailment", "neutral", "contradiction", "paraphrase", "other"}
 PICTURES = {"jpg", "png", "0.jpg", "1.jpg", "0.png", "1.png"}
@@ -117,6 +118,19 @@ def test_samples_have_the_common_form(source: tuple[str, Path], tmp_path: Path) 
                 assert pair["label"] in truth
                 assert set(pair.get("premise", pair["hypothesis"])) == set(pair["hypothesis"])
                 assert all(pair["hypothesis"].values())
+            for choice in content.get("choices", ()):
+                for what in ("answer", "rationale"):
+                    assert choice[what] in range(len(choice[f"{what}s"]["en"]))
+                told = choice["refers"]["en"]
+                said = [(choice["question"]["en"], told["question"])]
+                for what in ("answers", "rationales"):
+                    said += zip(choice[what]["en"], told[what], strict=True)
+                for words, some in said:
+                    assert words
+                    for begin, end, box in some:
+                        label = content["boxes"][box]["label"]
+                        called = ("Casey", "Riley") if label == "person" else (label,)
+                        assert words[begin:end] in called
             for refer in content.get("refers", ()):
                 assert set(refer) == {"id", "text", "box"}
                 assert all(refer["text"].values())

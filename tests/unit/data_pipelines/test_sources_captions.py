@@ -18,6 +18,7 @@ from crossloom.data_pipelines.sources import (
     flickr30k,
     guesswhat,
     refcoco,
+    vcr,
     visual7w,
     xtd,
 )
@@ -327,3 +328,93 @@ def test_conceptual_captions_errors(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(SourceError, match=r"none: no tars and no numbered folders"):
         conceptual_captions.convert(tmp_path / "none", tmp_path / "out")
+
+
+def test_vcr(tmp_path: Path) -> None:
+    folder = vision.vcr(tmp_path / "in")
+    report = vcr.convert(folder, tmp_path / "out")
+    assert report.samples == {"train": 2, "dev": 1}
+    assert report.counts["train"] == {"samples": 2, "images": 2, "boxes": 6, "choices": 3}
+    assert report.skipped == {"question without labels": Skipped(1, ("test.jsonl:1",))}
+    sample = make.samples(tmp_path / "out", "train")["train-0"]
+    assert sample["jpg"] == (folder / "vcr1images/x/train-0.a@0.jpg").read_bytes()
+    content = sample["json"]
+    assert (content["id"], content["size"]) == ("train-0", {"width": 8, "height": 8})
+    assert content["boxes"] == [
+        {"label": "person", "box": [0.0, 0.0, 3.0, 6.0]},
+        {"label": "person", "box": [2.0, 1.0, 8.0, 7.0]},  # half a pixel outside
+        {"label": "car", "box": [4.0, 4.0, 6.0, 6.0]},
+    ]
+    first, second = content["choices"]
+    assert first == {
+        "id": "train-0",
+        "question": {"en": "Why is Riley near Casey and car ?"},
+        "answers": {"en": ["Riley waits .", "It is a car .", "No .", "Yes ."]},
+        "rationales": {"en": [f"Reason {n} of Casey ." for n in range(4)]},
+        "refers": {
+            "en": {
+                "question": [[7, 12, 1], [18, 23, 0], [28, 31, 2]],
+                "answers": [[[0, 5, 1]], [[8, 11, 2]], [], []],
+                "rationales": [[[12, 17, 0]]] * 4,
+            }
+        },
+        "answer": 1,
+        "rationale": 3,
+    }
+    assert (second["id"], second["question"]) == ("train-1", {"en": "Who ?"})
+    assert make.samples(tmp_path / "out", "dev")["val-0"]["json"]["choices"][0]["answer"] == 2
+
+
+def test_vcr_keeps_what_is_not_answered_when_asked(tmp_path: Path) -> None:
+    folder = vision.vcr(tmp_path / "in")
+    # as unpacked from the published archives
+    (folder / "vcr1annots").mkdir()
+    (folder / "test.jsonl").rename(folder / "vcr1annots/test.jsonl")
+    report = vcr.convert(folder, tmp_path / "out", unanswered=True)
+    assert not report.skipped
+    asked = make.samples(tmp_path / "out", "test")["test-0"]["json"]["choices"][0]
+    assert not {"answer", "rationale"} & set(asked)
+    assert len(asked["answers"]["en"]) == len(asked["rationales"]["en"]) == 4
+
+
+def test_vcr_counts_bad_items(tmp_path: Path) -> None:
+    folder = vision.vcr(tmp_path / "in")
+    rows = [json.loads(x) for x in (folder / "train.jsonl").read_text().splitlines()]
+    one, last = rows[0], rows[2]
+    bad = [
+        {**one, "question": [[3], "?"]},
+        {**one, "question": [[-1], "?"]},
+        {**one, "answer_choices": one["answer_choices"][:3]},
+        {**one, "answer_label": 4},
+        {**one, "answer_label": None},
+        {**one, "rationale_choices": [[], *one["rationale_choices"][1:]]},
+        {**one, "objects": ["person", "person", "dog"]},
+        {**last, "img_id": "train-2", "img_fn": "x/none.jpg"},
+        {**last, "img_id": "train-3", "metadata_fn": "x/none.json"},
+        5,
+    ]
+    add_lines(folder / "train.jsonl", *bad)
+    far = {"boxes": [[0, 0, 3, 6, 0.9], [2, 1, 30, 7, 0.8], [4, 4, 6, 6, 0.7]], "width": 8}
+    edit_json(folder / "vcr1images/x/train-1.a@0.json", lambda content: content.update(far))
+    edit_json(folder / "vcr1images/x/val-0.a@0.json", lambda content: content.pop("names"))
+    report = vcr.convert(folder, tmp_path / "out")
+    assert {reason: lost.count for reason, lost in report.skipped.items()} == {
+        "question refers to an object that is not there": 2,
+        "entry is no VCR question": 2,
+        "question without labels": 2,
+        "empty text": 1,
+        "objects differ from those of the image's first question": 1,
+        "line is no JSON object": 1,
+        "image missing": 1,
+        "metadata missing, or not of the image's objects": 2,
+        "box outside the image": 1,
+    }
+    content = make.samples(tmp_path / "out", "train")["train-1"]["json"]
+    assert [box["label"] for box in content["boxes"]] == ["person", "car"]
+    # words that meant the box that is gone stay, without it; the others have its number
+    told = content["choices"][0]
+    assert told["question"]["en"] == "Why is Riley near Casey and car ?"
+    assert told["refers"]["en"]["question"] == [[18, 23, 0], [28, 31, 1]]
+    assert told["refers"]["en"]["answers"][:2] == [[], [[8, 11, 1]]]
+    with pytest.raises(SourceError, match=r"no train.jsonl, val.jsonl or test.jsonl in it"):
+        vcr.convert(folder / "vcr1images", tmp_path / "none")

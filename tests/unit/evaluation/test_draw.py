@@ -50,7 +50,7 @@ def learned(world):
     index = torch.cat([s + torch.arange(SIDE**2) for s in shown.streams["image"].start])
     optimiser = torch.optim.Adam(run.model.parameters(), 5e-3)
     aims = torch.from_numpy(pictures.reshape(-1))
-    for _ in range(70):
+    for _ in range(90):
         logits = run.model.heads["image"].logits(run.model.encode(shown), index)
         loss = torch.nn.functional.cross_entropy(logits, aims)
         optimiser.zero_grad()

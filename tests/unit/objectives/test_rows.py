@@ -71,6 +71,26 @@ def test_twice_shows_the_other_stream_in_the_second_row():
     assert both.aims["o"].index.tolist() == [0, 2, 4]
 
 
+def test_several_take_turns_in_one_place():
+    view = View(name="v", streams=STREAMS, twice={"b": ("c", "a", "b")})
+    assert view.rows == 4
+    assert view.decoded == ("a", "b", "c", "a", "b")
+    made = collator(o=Rank(view=view, label="right", pooled=("a",)))
+    told = [replace(example(n), labels={"right": right}) for n, right in ((1, 2), (5, None))]
+    batch = made.batch(told, ("o",), slots=2)
+    assert shown(batch, "v", "a") == [1] * 4 + [5] * 4
+    assert shown(batch, "v", "b") == [1.5, 1.25, 1, 1.5, 5.5, 5.25, 5, 5.5]
+    # the label says which row is right; without one, there is nothing to learn
+    assert batch.counts["o"] == 1
+    assert (batch.aims["o"].index.tolist(), batch.aims["o"].value.tolist()) == ([0], [2])
+    # in evaluation, too, where views ``against`` others have one row
+    assert shown(made.batch(told, ("o",), 2, others=False), "v", "b")[1] == 1.25
+    two = View(name="v", streams=STREAMS, twice={"a": ("b", "c"), "b": ("c", "a")})
+    assert two.places == ({"a": "b", "b": "c"}, {"a": "c", "b": "a"})
+    with pytest.raises(ValueError, match="label 'right' is 4, of 4 rows"):
+        made.batch([replace(example(1), labels={"right": 4})], ("o",), slots=1)
+
+
 def test_against_shows_others_in_training_and_nobody_in_evaluation():
     view = View(name="v", streams=STREAMS, against=("b", "a", "b"))
     made = collator(o=Rank(view=view, pooled=("a",)))
@@ -162,6 +182,35 @@ def test_choice_and_triplet_by_hand(hard):
         assert out["loss"].item() == pytest.approx(expected, rel=1e-5)
         right = sum(w * (r[0] > r[1:].max()) for r, w in zip(score, (1.0, 0.5), strict=True))
         assert out["correct"].item() == pytest.approx(right)
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid", "triplet"])
+def test_one_of_four_by_hand(form):
+    view = View(name="v", streams=("a",), twice={"a": ("b", "c", "d")})
+    torch.manual_seed(1)
+    spec = Rank(view=view, label="right", pooled=("a",), form=form, margin=0.35)
+    head = RankHead(Pooler(("a",), {"a": 4}), spec)
+    given, rights, weights = encoded(12), (2, 0, 3), (1.0, 0.5, 0.0)
+    logits = head.score(torch.tanh(head.pooler.dense["a"](given.states["a"])))
+    score = (logits[:, 1] - logits[:, 0]).detach().double().numpy().reshape(3, 4)
+    assert head.predict(given).shape == (3, 4)
+    np.testing.assert_allclose(head.predict(given).detach().numpy(), score, rtol=1e-5)
+    expected = correct = 0.0
+    for row, right, weight in zip(score, rights, weights, strict=True):
+        others = [n for n in range(4) if n != right]
+        chance = 1 / (1 + np.exp(-row))
+        correct += weight * (row.argmax() == right)
+        if form == "softmax":
+            expected -= weight * np.log(np.exp(row[right]) / np.exp(row).sum())
+        elif form == "sigmoid":
+            told = [chance[right], *(1 - chance[n] for n in others)]
+            expected -= weight * np.mean(np.log(told))
+        else:
+            margins = [max(0, 0.35 + chance[n] - chance[right]) for n in others]
+            expected += weight * np.mean(margins)
+    out = head(given, aim([0, 4, 8], list(rights), list(weights)))
+    assert out["loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert out["correct"].item() == pytest.approx(correct)
 
 
 def test_ranking_takes_over_what_matching_learned():
@@ -264,6 +313,22 @@ def test_marks_that_cannot_be(marked, message):
         (
             lambda: Rank(view=View(name="v", streams=STREAMS), pooled=("a",)).check(MODALITIES),
             "set view.against",
+        ),
+        (
+            lambda: View(name="v", streams=STREAMS, twice={"a": "c", "b": ("c", "c")}),
+            "name as many in each",
+        ),
+        (
+            lambda: Rank(
+                view=View(name="v", streams=STREAMS, twice={"b": ("a", "a")}), pooled=("a",)
+            ).check(MODALITIES),
+            "set both or neither",
+        ),
+        (
+            lambda: Rank(
+                view=View(name="v", streams=STREAMS, against=("a",)), label="l", pooled=("a",)
+            ).check(MODALITIES),
+            "set both or neither",
         ),
         (
             lambda: Rank(

@@ -161,6 +161,8 @@ def test_objectives_of_a_view_of_their_own_are_told_apart():
     assert overview.shown(view) == "a (against 1 of others), b (against 2 of others)"
     view = View(name="v", streams=("a", "b"), twice={"b": "c"})
     assert overview.shown(view) == "a, b (then c)"
+    view = View(name="v", streams=("a", "b"), twice={"b": ("c", "d")})
+    assert overview.shown(view) == "a, b (then c, d)"
     view = View(name="v", streams=("a", "b"), hide={"a": Hide()}, follow={"b": "a"})
     assert overview.shown(view) == "a (15% hidden), b (what is hidden of a)"
 
