@@ -523,6 +523,17 @@ def test_retrieval_goes_on_with_the_heads_there_are(base):
     assert make_task("retrieval")[0].objectives(towers) == dict(towers.objectives)
 
 
+def test_a_head_that_ranks_answers_is_none_that_ranks_pairs(base):
+    task, given = make_task("retrieval")[0], open_run(base)
+    asked, _ = make_task("crossloom.evaluation.vcr:Vcr")
+    ranking = asked.objectives(given)["vcr"]
+    assert set(ranking.view.streams) == set(task.streams(given))
+    both = replace(given, objectives={**given.objectives, "vcr": ranking})
+    assert task._heads(both) == task._heads(given)
+    with pytest.raises(RecipeError, match="no contrastive or matching objective over text and im"):
+        task._heads(replace(given, objectives={"vcr": ranking}))
+
+
 @pytest.mark.parametrize("by", ["contrast", "choice"])
 def test_retrieval_goes_on_with_a_head_that_saw_masked_pairs(base, by):
     given = open_run(base)
