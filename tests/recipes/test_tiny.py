@@ -30,7 +30,7 @@ STEPS, LINES = 120, 10
 RELATED = (
     "controlled-vilbert", "controlled-lxmert", "controlled-visualbert", "controlled-vl-bert",
     "oscar-plus", "siglip-multilingual", "multilingual-clip", "xuniter", "xlm-clm", "electra",
-    "xnlg-encoder",
+    "cogview", "xnlg-encoder",
 )  # fmt: skip
 TINY = [
     pytest.param(p.name, marks=pytest.mark.slow if p.name.removesuffix("-tiny") in RELATED else ())
