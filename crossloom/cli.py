@@ -341,37 +341,13 @@ def evaluate(
     device: Device = "",
 ) -> None:
     """Evaluate a run on a task and write RUN/results/TASK.json."""
-    from collections import Counter
-
+    from crossloom.cli_results import tell
     from crossloom.evaluation import finetune as tuning
-    from crossloom.evaluation.metrics import tables
-    from crossloom.evaluation.report import lookup
-    from crossloom.plugins import find
     from crossloom.training.environment import start
-    from crossloom.training.quarantine import said
 
     with counting(f"evaluate {task}") as watch:
         result = tuning.evaluate(task, run, start(device), assignments or [], watch=watch)
-    for heads, rows in tables(result.metrics):
-        table = Table(*heads, title=f"{task} on {result.split}")
-        for row in rows:
-            table.add_row(*row)
-        output.print(table)
-    figures = [lookup(result.metrics, path) for path in find("task", task).headlines]
-    if figures and set(figures) == {None}:
-        console.print("nothing was scored: the examples do not tell what is right")
-    console.print(f"weights selected by: {result.selected_by}")
-    for file in result.files:
-        console.print(f"wrote {run / 'results' / file}")
-    if result.earlier:
-        console.print(f"the result that was there was scored otherwise: it is in {result.earlier}")
-    if result.defects:
-        first = result.defects[0]
-        console.print(
-            f"{said(Counter(d.kind for d in result.defects))}: samples that could not be used, "
-            f"listed in {run}/results/{task}.json; the first: {first.shard}: {first.key}: "
-            f"{first.message}"
-        )
+    tell(result, task, run)
 
 
 @app.command("import")
