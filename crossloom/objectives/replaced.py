@@ -131,9 +131,9 @@ class ReplacedHead(Head):
         token = text.content["token"]
         if len(places.position) != len(token):
             raise ValueError(
-                f"{self.generator}: {generator.stream!r} and {self.stream!r} are {len(token)} and "
-                f"{len(places.position)} units of one batch; give both the same field, vocabulary "
-                "and limit"
+                f"{self.generator}: {generator.stream!r} and {self.stream!r} are "
+                f"{len(places.position)} and {len(token)} units of one batch; give both the same "
+                "field, vocabulary and limit"
             )
         x = generator.transform(other.at(generator.stream, aim.index))
         said = draw_classes(x, generator.matrix(other), generator.bias, drawn=self.training)

@@ -11,9 +11,8 @@ from crossloom.modalities.text import Text
 from crossloom.models.presets import Tower, towers
 from crossloom.objectives.crosslingual import GENERATED, rtd
 from crossloom.objectives.presets import mlm
-from crossloom.recipes.parts import TEXT, bert_adam, bert_text, train
+from crossloom.recipes.parts import GENERATOR, TEXT, bert_adam, bert_text, train
 from crossloom.recipes.world import tiny
-from crossloom.recipes.xlm_e import GENERATOR
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
 

@@ -15,6 +15,8 @@ from crossloom.training.optim import Optim
 TEXT, IMAGE = "text", "image"
 #: Words, then what is seen: the two streams of most systems.
 STREAMS = (TEXT, IMAGE)
+#: What a generator of replaced words reads: the text, some of it hidden.
+GENERATOR = "generator"
 #: What an encoder-decoder says, beside the text that it reads.
 TARGET = "target"
 #: Words, and regions, hidden one by one, of an example perhaps none: ``random_word`` and

@@ -10,14 +10,11 @@ from crossloom.models.presets import Tower, towers
 from crossloom.objectives.crosslingual import GENERATED, rtd
 from crossloom.objectives.presets import mmlm, tlm
 from crossloom.recipes.from_xlm_r import documents
-from crossloom.recipes.parts import TEXT, train, xlm_r_text
+from crossloom.recipes.parts import GENERATOR, TEXT, train, xlm_r_text
 from crossloom.recipes.world import tiny
 from crossloom.training.optim import Optim
 from crossloom.training.recipe import Component, Recipe
 from crossloom.training.schedule import Schedule
-
-#: The stream that the generator reads: the same text, some of it hidden.
-GENERATOR = "generator"
 
 
 def xlm_e() -> Recipe:

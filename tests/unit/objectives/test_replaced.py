@@ -162,8 +162,13 @@ def test_other_units_than_the_generators_are_said(world):
     text = made.modalities["generator"]
     other = {**made.modalities, "generator": replace(text, limit=8, positions=64)}
     made = replace(made, modalities=other)
-    with pytest.raises(ValueError, match="give both the same field, vocabulary and limit"):
-        make_model(made)(make_stack(made).micro(0).to("cpu"))
+    batch = make_stack(made).micro(0).to("cpu")
+    streams = batch.views["mmlm"].streams | batch.views["rtd"].streams
+    short, whole = (len(streams[s].position) for s in ("generator", "text"))
+    assert short < whole
+    told = f"'generator' and 'text' are {short} and {whole} units"
+    with pytest.raises(ValueError, match=f"{told}.*give both the same field, vocabulary and limit"):
+        make_model(made)(batch)
 
 
 def test_words_of_another_width_need_a_transform(world):
